@@ -1,0 +1,164 @@
+"""The artefact: what training exports and all nodes agree on. A folder with a manifest that names every file's hash.
+
+    manifest.json          names, shapes, the codec and its frozen parameters, hashes
+    head.onnx              image [n, C, H, W] in [0, 1] to latent [n, *shape]; normalisation inside, batch dynamic
+    tail.safetensors       weights of the tail; the manifest declares its architecture
+    samples.npz            held-out images uint8 and labels, so that a phone needs no data set
+    unsplit_labels.npz     what the unsplit torch model says of `samples.npz`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from splitcore.codec import CodecConfig
+from splitcore.errors import ArtefactError, HandshakeError
+from splitcore.latent import LatentSpec
+
+MANIFEST, HEAD, TAIL = "manifest.json", "head.onnx", "tail.safetensors"
+SAMPLES, UNSPLIT_LABELS = "samples.npz", "unsplit_labels.npz"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Latent(_Strict):
+    """LatentSpec as JSON writes it."""
+
+    shape: tuple[int, ...]
+    lo: tuple[float, ...]
+    hi: tuple[float, ...]
+    std: float
+
+    @property
+    def spec(self) -> LatentSpec:
+        return LatentSpec(self.shape, self.lo, self.hi, self.std)
+
+
+class Architecture(_Strict):
+    """A network of splitcore.nn by its name there, and the arguments that build it."""
+
+    net: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class Manifest(_Strict):
+    """Everything that both ends must agree on before the first frame."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9_.+-]{1,64}$")
+    approach: str
+    """how the bottleneck was trained; `sc`: cross-entropy through it"""
+    cut: str
+    """where the network is split"""
+    input_shape: tuple[int, int, int]
+    """[C, H, W] of an image with values in [0, 1]"""
+    preprocessing: str
+    """what happens to an image before the head's own normalisation"""
+    latent: Latent
+    codec: CodecConfig
+    """what the head's latents are sent with unless told otherwise"""
+    classes: tuple[str, ...]
+    tail: Architecture
+    dataset: str
+    accuracy: float
+    """top-1 of the unsplit model on `samples.npz`"""
+    files: dict[str, str]
+    """sha256 of every other file of the artefact"""
+    made_with: dict[str, str | int | float]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the manifest as canonical JSON: since it holds the files' hashes, of the whole artefact."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def handshake(self) -> str:
+        """What one end sends for the other to compare: `<name>@<digest>`."""
+        return f"{self.name}@{self.digest}"
+
+
+class Artefact:
+    """An artefact folder, read and checked. Raises ArtefactError when a file is missing or its hash is another."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        except OSError as error:
+            raise ArtefactError(
+                f"expected an artefact in {folder}, found no readable {MANIFEST} ({error.strerror}): "
+                "make one with `latentbed train`"
+            ) from error
+        except ValidationError as error:
+            raise ArtefactError(f"{folder / MANIFEST} is not a manifest of schema version 1: {error}") from error
+
+    def __repr__(self) -> str:
+        return f"Artefact({self.manifest.handshake[:80]})"
+
+    @property
+    def latent(self) -> LatentSpec:
+        return self.manifest.latent.spec
+
+    def path(self, name: str) -> Path:
+        """The path of one of its files, its hash compared. Raises ArtefactError."""
+        expected = self.manifest.files.get(name)
+        if expected is None:
+            raise ArtefactError(f"artefact {self.manifest.name} has no file {name!r}, only {sorted(self.manifest.files)}")
+        path = self.folder / name
+        try:
+            got = sha256(path)
+        except OSError as error:
+            raise ArtefactError(f"artefact {self.manifest.name}: {path} cannot be read: {error.strerror}") from error
+        if got != expected:
+            raise ArtefactError(
+                f"artefact {self.manifest.name}: expected sha256 {expected} for {name}, got {got}: "
+                "the file was altered after export; train it again"
+            )
+        return path
+
+    @cached_property
+    def samples(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Held-out images uint8 [n, C, H, W] and labels [n]."""
+        with np.load(self.path(SAMPLES), allow_pickle=False) as arrays:
+            return arrays["images"], arrays["labels"]
+
+    @cached_property
+    def unsplit_labels(self) -> NDArray[np.int64]:
+        """[n]: the unsplit torch model's labels of `samples`."""
+        with np.load(self.path(UNSPLIT_LABELS), allow_pickle=False) as arrays:
+            labels: NDArray[np.int64] = arrays["labels"]
+        return labels
+
+
+def write(folder: Path, manifest: Manifest) -> Artefact:
+    """Writes the manifest beside files that are already in `folder`, and reads the whole back."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)
+    temporary = folder / (MANIFEST + ".new")
+    temporary.write_text(text + "\n")
+    # the manifest appears last and at once: a folder with one is a whole artefact
+    temporary.replace(folder / MANIFEST)
+    return Artefact(folder)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def agree(ours: str, theirs: str, *, we: str, they: str) -> None:
+    """Compares two handshakes. Raises HandshakeError that names both sides."""
+    if ours != theirs:
+        raise HandshakeError(
+            f"the {we} holds artefact {ours[:100]}, the {they} holds {theirs[:100]}: give both the same artefact folder"
+        )
