@@ -1,0 +1,18 @@
+"""The family of attacks. Adding one touches its file and the tuple ATTACKS."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
+
+from adversary.attacks.base import Answers, Ask, Attack, Search
+from adversary.attacks.hopskipjump import HopSkipJump
+from adversary.attacks.nes import NES
+from adversary.attacks.noise import Noise
+from adversary.attacks.square import Square
+
+__all__ = ["ATTACKS", "Answers", "Ask", "Attack", "AttackConfig", "Search"]
+
+ATTACKS = (Noise, Square, NES, HopSkipJump)
+AttackConfig: TypeAlias = Annotated[Noise | Square | NES | HopSkipJump, Field(discriminator="kind")]

@@ -1,0 +1,47 @@
+"""`python -m adversary`: the man in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adversary.node import run
+from splitcore.errors import LatentbedError
+from splitcore.event_loop import new_event_loop
+
+
+def main(
+    upstream: Annotated[str, typer.Option(help="the server behind, host:port")],
+    artefact: Annotated[Path, typer.Option(help="the split model under attack: shapes, codec, and the head for insiders")],
+    state: Annotated[Path, typer.Option(help="folder for the ledger and what else must outlive the process")],
+    listen: Annotated[str, typer.Option(help="where the client connects, host:port; port 0: any free one")] = "127.0.0.1:0",
+    control: Annotated[str, typer.Option(help="control API, host:port")] = "127.0.0.1:0",
+    token_file: Annotated[Path | None, typer.Option(help="the control API's token; made when missing. STATE/token")] = None,
+    names: Annotated[str, typer.Option(help="more host names that the control API answers to, with commas")] = "",
+    telemetry: Annotated[str | None, typer.Option(help="the collector, tcp://host:port")] = None,
+    node: Annotated[str, typer.Option(help="this node's name in telemetry")] = "adversary",
+    allow: Annotated[list[str] | None, typer.Option(help="a host outside private ranges that is yours to attack")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="data sets, for insiders", envvar="LATENTBED_DATA")] = None,
+) -> None:
+    """Relays every gRPC method between a client and UPSTREAM, and does to the frames what its behaviour says."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        try:
+            runner.run(
+                run(
+                    artefact=artefact, listen=listen, upstream=upstream, control=control, state=state,
+                    token_file=token_file or state / "token", names=frozenset(filter(None, names.split(","))),
+                    telemetry=telemetry, node=node, allow=frozenset(allow or ()), data_dir=data_dir,
+                )
+            )  # fmt: skip
+        except (LatentbedError, OSError, ValueError) as error:
+            sys.exit(f"adversary: {error}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,144 @@
+"""Holds frames, attacks them against the live server, and sends on what it found, or the original when it found nothing.
+
+A session and its budget belong to the frame's id: a client that sends a frame again joins the session that runs, or gets what it
+came to, and no query is asked twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+
+import numpy as np
+
+from adversary.attacks import Attack
+from adversary.campaign import Campaign
+from adversary.ledger import Kind
+from adversary.relay import Forward, Order
+from adversary.session import Outcome, Session
+from adversary.space import Space
+from splitcore.errors import LatentbedError
+from splitcore.frame import Frame, FrameId
+from splitcore.journal import Journal
+from splitcore.threat import ThreatModel
+from splitcore.wire import oip
+
+log = logging.getLogger(__name__)
+
+DEADLINE_SHARE = 0.8
+"""a frame with a deadline of its own is held for at most this share of it: the rest is for the way and the tail"""
+MAX_REMEMBERED = 20_000
+"""outcomes kept for clients that send a frame again"""
+
+SpaceOf = Callable[[Frame], Space]
+
+
+class Attacker:
+    """The addon that attacks. Lives on the relay's event loop; sessions run in the campaign's thread."""
+
+    kind: Kind = "forwarded"
+
+    def __init__(
+        self, attack: Attack, threat: ThreatModel, campaign: Campaign, space_of: SpaceOf, sessions: Journal, *,
+        seed: int, order: Order = "overtake", share: float = 1.0, max_held: int = 256, max_held_bytes: int = 64 << 20
+    ) -> None:  # fmt: skip
+        self.order: Order = order
+        self.counts: Counter[str] = Counter()
+        """frames held now and in all, sessions by reason, queries"""
+        self._attack, self._threat = attack, threat
+        self._campaign, self._space_of, self._sessions = campaign, space_of, sessions
+        self._seed, self._share = seed, share
+        self._max_held, self._max_held_bytes = max_held, max_held_bytes
+        self._held = self._held_bytes = 0
+        self._outcomes: OrderedDict[str, asyncio.Future[Outcome]] = OrderedDict()
+        self._loop = asyncio.get_running_loop()
+
+    def request(self, frame: Frame, message: bytes) -> Forward | Awaitable[Forward]:
+        size = sum(map(len, frame.payloads))
+        if frame.rows != 1:
+            return Forward(message, "error: a frame of more than one latent is not held", size)
+        known = self._outcomes.get(frame.id)
+        if known is not None:
+            return self._hold(frame, message, size, known)
+        rng = self._rng(frame)
+        if self._share < 1 and rng.random() >= self._share:
+            return Forward(message, "passed", size)
+        if self._held >= self._max_held or self._held_bytes + size > self._max_held_bytes:
+            self._tell(Outcome(frame=frame.id, attack=self._attack.kind, point=self._threat.point, reason="full"))
+            return Forward(message, "full", size)
+        outcome: asyncio.Future[Outcome] = self._loop.create_future()
+        self._remember(frame.id, outcome)
+        self._begin(frame, outcome, rng)
+        return self._hold(frame, message, size, outcome)
+
+    def _rng(self, frame: Frame) -> np.random.Generator:
+        """A stream of the frame's own, from the seed and its place in the client's sequence: company changes nothing."""
+        try:
+            place = FrameId.parse(frame.id).sequence
+        except LatentbedError:
+            place = int.from_bytes(frame.id.encode()[:32], "little")
+        return np.random.default_rng([self._seed, place])
+
+    def _begin(self, frame: Frame, outcome: asyncio.Future[Outcome], rng: np.random.Generator) -> None:
+        try:
+            session = Session(
+                frame.id, self._space_of(frame), self._attack, self._threat, rng=rng, deadline=self._deadline(frame)
+            )
+        except LatentbedError as error:
+            log.warning("%s is not attacked: %s", frame.id, error)
+            failed = Outcome(frame=frame.id, attack=self._attack.kind, point=self._threat.point, reason="error")
+            failed.error = str(error)
+            self._settle(outcome, failed)
+            return
+        self._campaign.submit(session, lambda result: self._loop.call_soon_threadsafe(self._settle, outcome, result))
+
+    def _deadline(self, frame: Frame) -> float:
+        """Monotonic seconds at which the frame must go on."""
+        seconds = []
+        if self._threat.deadline_ms is not None:
+            seconds.append(self._threat.deadline_ms / 1e3)
+        if frame.timeout_us is not None:
+            seconds.append(frame.timeout_us / 1e6 * DEADLINE_SHARE)
+        return time.monotonic() + min(seconds) if seconds else float("inf")
+
+    def _remember(self, frame: str, outcome: asyncio.Future[Outcome]) -> None:
+        self._outcomes[frame] = outcome
+        while len(self._outcomes) > MAX_REMEMBERED and next(iter(self._outcomes.values())).done():
+            self._outcomes.popitem(last=False)
+
+    def _settle(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+        self._tell(outcome)
+        future.set_result(outcome)
+
+    def _tell(self, outcome: Outcome) -> None:
+        self.counts[outcome.reason] += 1
+        self.counts["queries"] += outcome.queries
+        row = asdict(outcome)
+        del row["payload"]
+        self._sessions.append(row)
+
+    async def _hold(self, frame: Frame, message: bytes, size: int, outcome: asyncio.Future[Outcome]) -> Forward:
+        self._held += 1
+        self._held_bytes += size
+        self.counts["held"] += 1
+        try:
+            result = await asyncio.shield(outcome)
+        finally:
+            self._held -= 1
+            self._held_bytes -= size
+        if result.payload is None:
+            return Forward(message, result.reason, size)
+        return Forward(oip.replace_payloads(message, [result.payload]), result.reason, len(result.payload))
+
+    @property
+    def held(self) -> int:
+        return self._held
+
+    def close(self) -> None:
+        """Ends the campaign: what is held goes on as it came."""
+        self._campaign.close()
+        self._sessions.close()

@@ -1,0 +1,81 @@
+"""The adversary's control plane: what it does, what it has done, its books."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import FastAPI, HTTPException, Query, Response
+from fastapi.responses import StreamingResponse
+
+from adversary.addons.attacker import Attacker
+from adversary.behaviour import Behaviour
+from splitcore.control import control_app, journal_response
+from splitcore.errors import LatentbedError
+
+if TYPE_CHECKING:
+    from adversary.node import Adversary
+
+RUN = r"^[A-Za-z0-9_.:+-]{1,96}$"
+
+
+def build_control(adversary: Adversary, *, token: str, names: frozenset[str]) -> FastAPI:
+    app, with_token = control_app("latentbed adversary", token=token, names=names)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/status")
+    async def status() -> dict[str, Any]:
+        addon = adversary.relay.addon
+        return {
+            "upstream": adversary.relay.upstream,
+            "behaviour": getattr(adversary.behaviour, "kind", None),
+            "ledger": dict(adversary.ledger.counts),
+            "held_now": addon.held if isinstance(addon, Attacker) else 0,
+            "sessions": dict(addon.counts) if isinstance(addon, Attacker) else {},
+        }
+
+    @app.get("/behaviour")
+    async def behaviour() -> Behaviour:
+        return adversary.behaviour  # type: ignore[return-value]
+
+    @app.put("/behaviour", dependencies=[with_token], responses={401: {}, 409: {}})
+    async def behave(behaviour: Behaviour) -> dict[str, str]:
+        try:
+            await adversary.behave(behaviour)
+        except LatentbedError as error:
+            raise HTTPException(409, str(error)) from error
+        return {"behaviour": behaviour.kind}
+
+    @app.get("/ledger")
+    async def ledger(run: Annotated[str | None, Query(pattern=RUN)] = None) -> StreamingResponse:
+        return journal_response(adversary.ledger.path, run)
+
+    @app.get("/sessions")
+    async def sessions(run: Annotated[str, Query(pattern=RUN)]) -> StreamingResponse:
+        return journal_response(adversary.workshop.sessions_path(run))
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(prometheus(adversary), media_type="text/plain; version=0.0.4")
+
+    return app
+
+
+def prometheus(adversary: Adversary) -> str:
+    """The counts in Prometheus' text format."""
+    counts = adversary.ledger.counts
+    addon = adversary.relay.addon
+    lines = [
+        "# HELP latentbed_adversary_rows_total rows sent to the server, by kind",
+        "# TYPE latentbed_adversary_rows_total counter",
+        *(f'latentbed_adversary_rows_total{{kind="{kind}"}} {counts[kind]}' for kind in ("query", "forwarded", "clean")),
+        "# HELP latentbed_adversary_requests_total requests sent to the server, by what became of them",
+        "# TYPE latentbed_adversary_requests_total counter",
+        *(f'latentbed_adversary_requests_total{{end="{end}"}} {counts[end]}' for end in ("answered", "lost")),
+        "# HELP latentbed_adversary_held frames held now",
+        "# TYPE latentbed_adversary_held gauge",
+        f"latentbed_adversary_held {addon.held if isinstance(addon, Attacker) else 0}",
+    ]
+    return "\n".join(lines) + "\n"

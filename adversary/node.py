@@ -1,0 +1,81 @@
+"""The adversary's process: relay, campaign and control plane on one event loop, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+
+from adversary.addons.attacker import Attacker
+from adversary.behaviour import PassBehaviour, Workshop
+from adversary.control import build_control
+from adversary.ledger import Ledger
+from adversary.relay import Relay
+from adversary.targets import check_target
+from splitcore.artefact import Artefact
+from splitcore.control import load_token, serving
+from splitcore.telemetry.spans import Telemetry
+from splitcore.wire.channel import split_address
+
+log = logging.getLogger(__name__)
+
+
+class Adversary:
+    """What the process holds, and the one thing that changes while it runs: the behaviour."""
+
+    def __init__(self, relay: Relay, workshop: Workshop, ledger: Ledger) -> None:
+        self.relay = relay
+        self.workshop = workshop
+        self.ledger = ledger
+        self.behaviour: object = PassBehaviour()
+
+    async def behave(self, behaviour: object) -> None:
+        """Frames that arrive from now on meet the new behaviour; those held go on as soon as their sessions end."""
+        addon = self.workshop.addon(behaviour)  # type: ignore[arg-type]
+        before, self.relay.addon, self.behaviour = self.relay.addon, addon, behaviour
+        if isinstance(before, Attacker):
+            # the campaign's thread may be in the middle of a round: wait for it off the loop
+            await asyncio.to_thread(before.close)
+
+
+async def run(
+    *, artefact: Path, listen: str, upstream: str, control: str, state: Path, token_file: Path, names: frozenset[str],
+    telemetry: str | None, node: str, allow: frozenset[str], data_dir: Path | None
+) -> None:  # fmt: skip
+    """Serves until SIGTERM or SIGINT. Raises LatentbedError, OSError, ValueError before it is ready."""
+    check_target(upstream, allow)
+    state.mkdir(parents=True, exist_ok=True)
+    ready = state / "ready.json"
+    ready.unlink(missing_ok=True)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    with contextlib.ExitStack() as closing:
+        ledger = Ledger(state / "queries.jsonl")
+        closing.callback(ledger.close)
+        spans = Telemetry(node, telemetry)
+        closing.callback(spans.close)
+        workshop = Workshop(Artefact(artefact), upstream, state, ledger, data_dir)
+        relay = Relay(upstream, workshop.addon(PassBehaviour()), ledger, spans)
+        adversary = Adversary(relay, workshop, ledger)
+        app = build_control(adversary, token=load_token(token_file), names=names)
+        host, port = split_address(control)
+        server, grpc_port = await relay.start(listen)
+        async with serving(app, host, port) as control_port:
+            listen_host = split_address(listen)[0]
+            temporary = ready.with_suffix(".new")
+            temporary.write_text(
+                json.dumps({"pid": os.getpid(), "grpc": f"{listen_host}:{grpc_port}", "control": f"{host}:{control_port}"})
+            )
+            temporary.replace(ready)
+            log.warning(
+                "adversary between %s:%d and %s, control on %s:%d", listen_host, grpc_port, upstream, host, control_port
+            )
+            await stop.wait()
+            await adversary.behave(PassBehaviour())
+            await server.stop(grace=2)
+        await relay.close()

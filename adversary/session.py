@@ -1,0 +1,209 @@
+"""One attack on one frame: it counts, encodes, judges, notes the first success, and stops. The attack claims nothing.
+
+A query is one row that is sent. The budget holds all of them: the clean one that tells what label is to be left, the search, and
+whatever the attack starts from. An ask that would overshoot the budget is cut to what is left.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adversary.attacks.base import Answers, Ask, Attack, Search
+from adversary.space import Space
+from splitcore.errors import ScenarioError
+from splitcore.latent import F32
+from splitcore.threat import BALLS, ThreatModel, absolute_eps
+
+Reason = Literal["success", "blind", "budget", "deadline", "exhausted", "full", "error"]
+"""why a held frame went on: an adversarial latent, a blind one, or the original because the queries, the time or the attack
+ended, because too much was held already, or because something failed"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The tail's answers to k rows. `answered` [k] is False where a row was rejected or lost."""
+
+    answered: NDArray[np.bool_]
+    labels: NDArray[np.int64]
+    """[k]; -1 where not answered"""
+    scores: F32 | None
+    """logits [k, classes]; None where the server gives labels, or the threat model looks at no more"""
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What a session came to."""
+
+    frame: str
+    attack: str
+    point: str
+    success: bool = False
+    reason: Reason = "exhausted"
+    queries: int = 0
+    by_phase: dict[str, int] = field(default_factory=dict)
+    first_success: int | None = None
+    """number of the query that succeeded, from 1"""
+    distance: float | None = None
+    """of what is sent on, from the clean point"""
+    label: int | None = None
+    """of the clean frame, as the server answered"""
+    predicted: int | None = None
+    """of what is sent on, as the server answered; None when nobody asked"""
+    requests: int = 0
+    wall_ms: float = 0.0
+    error: str | None = None
+    payload: bytes | None = None
+    """what to send on in place of the original; None: the original"""
+
+
+class Session:
+    """Ask for the next rows, tell their answers, until `finished`."""
+
+    def __init__(
+        self, frame: str, space: Space, attack: Attack, threat: ThreatModel, *,
+        rng: np.random.Generator, deadline: float = float("inf")
+    ) -> None:  # fmt: skip
+        if threat.norm not in attack.norms:
+            raise ScenarioError(f"attack {attack.kind} has norms {', '.join(attack.norms)}, got {threat.norm}")
+        self.frame = frame
+        self.space = space
+        self.attack = attack
+        self.threat = threat
+        self.deadline = deadline
+        """monotonic seconds"""
+        self.ball = BALLS[threat.norm](space.centre, absolute_eps(threat, space.scale), space.lo, space.hi)
+        self.finished = False
+        self.outcome = Outcome(frame=frame, attack=attack.kind, point=threat.point)
+        self._rng = rng
+        self._search: Search | None = None
+        self._asked: Ask | None = None
+        self._arrived: F32 | None = None
+        self._payloads: list[bytes] = []
+        self._started = time.monotonic()
+
+    def begin(self) -> None:
+        """Blind attacks end here, without a query; the others have their first ask ready."""
+        if self.attack.feedback == "none":
+            self._search = self._perturb(0)
+            self._advance(None)
+        else:
+            self._ask(Ask("clean", self.space.centre[None]))
+
+    @property
+    def asked(self) -> Ask:
+        """What is to be sent now."""
+        assert self._asked is not None
+        return self._asked
+
+    def payloads(self) -> list[bytes]:
+        """`asked`, encoded as it goes onto the wire. What succeeds is sent on as these very bytes."""
+        assert self._arrived is not None
+        self._payloads = self.space.encode(self._arrived)
+        return self._payloads
+
+    def count(self) -> None:
+        """Who sends a query counts it: called when `asked` goes out, once, whatever comes back."""
+        ask, outcome = self.asked, self.outcome
+        outcome.queries += len(ask.points)
+        outcome.by_phase[ask.phase] = outcome.by_phase.get(ask.phase, 0) + len(ask.points)
+
+    def tell(self, rows: Rows) -> None:
+        """Who receives the answer judges it."""
+        if self.finished:
+            return  # too late: the frame has gone on
+        assert self._asked is not None and self._arrived is not None
+        if self._search is None:
+            self._told_clean(rows)
+            return
+        answers = self._judge(rows, self._arrived)
+        inside = answers.adversarial & (answers.distance <= self.ball.reach)
+        if inside.any():
+            self._succeed(int(inside.argmax()), answers, rows)
+        elif self.outcome.queries >= self.threat.budget:
+            self.end("budget")
+        else:
+            self._advance(answers)
+
+    def end(self, reason: Reason, error: str | None = None) -> None:
+        """Ends without success, for a reason from outside: the deadline, a failure."""
+        if not self.finished:
+            self.outcome.reason, self.outcome.error = reason, error
+            self._finish()
+
+    def _told_clean(self, rows: Rows) -> None:
+        if not rows.answered[0]:
+            self.end("error", "the clean query was not answered: nothing to compare with")
+            return
+        self.outcome.label = int(rows.labels[0])
+        if self.outcome.label == self.threat.target:
+            # the frame is what the adversary wants it to be already
+            self.outcome.predicted = self.outcome.label
+            self.end("exhausted")
+            return
+        left = self.threat.budget - self.outcome.queries
+        if left <= 0:
+            self.end("budget")
+            return
+        self._search = self._perturb(left)
+        self._advance(None)
+
+    def _perturb(self, budget: int) -> Search:
+        return self.attack.perturb(self.space.centre, ball=self.ball, space=self.space, budget=budget, rng=self._rng)
+
+    def _advance(self, answers: Answers | None) -> None:
+        """Runs the attack to its next ask, or to its end."""
+        assert self._search is not None
+        try:
+            ask = next(self._search) if answers is None else self._search.send(answers)
+        except StopIteration as stop:
+            self._ended(stop.value)
+            return
+        self._ask(Ask(ask.phase, ask.points[: self.threat.budget - self.outcome.queries]))
+
+    def _ended(self, blind: F32 | None) -> None:
+        if blind is None:
+            self.end("exhausted")
+            return
+        sent = self.space.arrive(blind[None], self.ball)
+        self.outcome.payload = bytes(self.space.encode(sent)[0])
+        self.outcome.distance = float(self.ball.distance(sent)[0])
+        self.outcome.reason = "blind"
+        self._finish()
+
+    def _ask(self, ask: Ask) -> None:
+        self._asked = ask
+        self._arrived = self.space.arrive(np.ascontiguousarray(ask.points, np.float32), self.ball)
+
+    def _judge(self, rows: Rows, arrived: F32) -> Answers:
+        """Untargeted: another label than the clean one. Targeted: the target's. Loss: the margin, below 0 on success."""
+        target, label = self.threat.target, self.outcome.label
+        wanted = rows.labels != label if target is None else rows.labels == target
+        loss = np.full(len(rows.labels), np.inf, np.float32)
+        if rows.scores is not None:
+            own = label if target is None else target
+            others = rows.scores.copy()
+            others[:, own] = -np.inf
+            margin = rows.scores[:, own] - others.max(axis=1)  # f_y - max_{j≠y} f_j
+            loss = np.where(rows.answered, margin if target is None else -margin, loss).astype(np.float32)
+        return Answers(loss, wanted & rows.answered, arrived, self.ball.distance(arrived), rows.answered)
+
+    def _succeed(self, row: int, answers: Answers, rows: Rows) -> None:
+        outcome = self.outcome
+        assert self._asked is not None
+        outcome.success, outcome.reason = True, "success"
+        outcome.first_success = outcome.queries - len(self._asked.points) + row + 1
+        outcome.distance = float(answers.distance[row])
+        outcome.predicted = int(rows.labels[row])
+        outcome.payload = self._payloads[row]
+        self._finish()
+
+    def _finish(self) -> None:
+        self.finished = True
+        self.outcome.wall_ms = (time.monotonic() - self._started) * 1e3
+        if self._search is not None:
+            self._search.close()

@@ -1,0 +1,95 @@
+"""The point of attack: where a candidate lives, what of it arrives, and how it gets onto the wire.
+
+An attack searches in the space's own values: pixels at `input`, float latents at `latent`, decoded latents at `wire`. Every
+candidate is encoded before it is sent, at every point, because the codec is between the adversary and the tail.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from splitcore.codec import Codec
+from splitcore.head import Head
+from splitcore.latent import F32
+from splitcore.threat import Ball, Scale
+
+
+class Space(ABC):
+    """One frame seen from one point of attack."""
+
+    centre: F32
+    """the clean point [*shape]"""
+    lo: F32
+    hi: F32
+    """the box, broadcastable to a point; infinite where there is none"""
+    scale: Scale
+    codec: Codec
+
+    @abstractmethod
+    def encode(self, points: F32) -> list[bytes]:
+        """Candidates [k, *shape] as payloads."""
+
+    def arrive(self, points: F32, ball: Ball) -> F32:
+        """Candidates [k, *shape] as they count: their distance is measured on this. A candidate in the ball stays in it."""
+        return points
+
+    @property
+    def probe(self) -> float:
+        """No probe smaller than this carries information: half a quantiser's step changes nothing on the wire."""
+        return self.scale.step
+
+
+class WireSpace(Space):
+    """What a man in the middle has: the latent that the payload decodes to, and the codec's grid to move on."""
+
+    def __init__(self, payload: bytes | memoryview, codec: Codec, std: float) -> None:
+        self.codec = codec
+        self.centre = codec.decode([payload])[0]
+        self.lo, self.hi = codec.lo, codec.hi
+        step = float(codec.step.max())
+        self.scale = Scale(codec.latent.range, std, step, self.centre.size)
+
+    def arrive(self, points: F32, ball: Ball) -> F32:
+        nearest = self.codec.snap(points)
+        if self.scale.step == 0:
+            return nearest
+        left = ball.contains(points) & ~ball.contains(nearest)
+        if left.any():
+            # rounding left the ball: round towards its centre instead, which cannot, in any norm
+            steps = np.trunc((points[left] - self.centre) / self.codec.step)
+            nearest[left] = self.codec.snap(self.centre + steps * self.codec.step)
+        return nearest
+
+    def encode(self, points: F32) -> list[bytes]:
+        return self.codec.encode(points)
+
+
+class LatentSpace(Space):
+    """The literature's point: the float latent before the codec. Needs an insider on the phone."""
+
+    def __init__(self, latent: F32, codec: Codec) -> None:
+        self.codec = codec
+        self.centre = latent
+        self.lo, self.hi = np.full(1, -np.inf, np.float32), np.full(1, np.inf, np.float32)
+        spec = codec.latent
+        self.scale = Scale(spec.range, spec.std, float(codec.step.max()), latent.size)
+
+    def encode(self, points: F32) -> list[bytes]:
+        return self.codec.encode(points)
+
+
+class InputSpace(Space):
+    """The image in [0, 1] before the head: the papers' baseline. Needs an insider on the phone, and the head."""
+
+    def __init__(self, image: F32, head: Head, codec: Codec) -> None:
+        self.codec = codec
+        self.head = head
+        self.centre = image
+        self.lo, self.hi = np.zeros(1, np.float32), np.ones(1, np.float32)
+        # the codec's grid is not that of pixels: no probe is too small to matter behind a non-linear head
+        self.scale = Scale(1.0, float(image.std()) or 1.0, 0.0, image.size)
+
+    def encode(self, points: F32) -> list[bytes]:
+        return self.codec.encode(self.head(np.clip(points, self.lo, self.hi)))

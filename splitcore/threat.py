@@ -1,0 +1,149 @@
+"""What the adversary may do: the norm, the budget and its unit, the feedback, the goal, the deadline, the point of attack.
+
+Budgets of latents have no natural unit (pixels have [0, 1]), so eps always says its own. For linf it bounds every
+coordinate; for l2 every relative unit is a root mean square over coordinates, so the radius is eps·unit·√d, and `mse` is
+the papers' mean squared error, eps·d = radius².
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass as config_dataclass
+
+from splitcore.codec.base import STRICT
+from splitcore.errors import ScenarioError
+from splitcore.latent import F32
+
+Norm = Literal["linf", "l2"]
+Point = Literal["input", "latent", "wire"]
+Feedback = Literal["scores", "label", "none"]
+EpsUnit = Literal["absolute", "fraction_of_range", "std", "codec_steps", "mse"]
+
+
+@config_dataclass(frozen=True, kw_only=True, config=STRICT)
+class ThreatModel:
+    """One line of a scenario: who may change what by how much, and ask how often."""
+
+    point: Point = "wire"
+    """`input`: the image before the head; `latent`: the float latent before the codec; `wire`: the latent as the tail
+    decodes it, the one that a man in the middle can really change"""
+    norm: Norm = "linf"
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    eps_unit: EpsUnit = "std"
+    target: Annotated[int, Field(ge=0)] | None = None
+    """the class that every frame shall become; None: any wrong one"""
+    budget: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
+    """queries for one frame, all of them: the clean one, the search, the last"""
+    deadline_ms: Annotated[float, Field(gt=0)] | None = None
+    """how long a frame may be held; None: as long as the frame's own deadline allows"""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the units of eps mean for one kind of point: all in the point's own values."""
+
+    range: float
+    std: float
+    step: float
+    """the quantiser's step; 0 where there is none"""
+    elements: int
+
+
+def absolute_eps(threat: ThreatModel, scale: Scale) -> float:
+    """eps as a radius in the point's own values. Raises ScenarioError where the unit has no meaning there."""
+    if threat.eps_unit == "mse":
+        if threat.norm != "l2":
+            raise ScenarioError("eps_unit mse is a mean squared error: expected norm l2, got linf; say absolute or std")
+        return math.sqrt(threat.eps * scale.elements)
+    unit = {"absolute": 1.0, "fraction_of_range": scale.range, "std": scale.std, "codec_steps": scale.step}[threat.eps_unit]
+    if unit <= 0:
+        raise ScenarioError(f"eps_unit {threat.eps_unit} has no meaning at point {threat.point} with this codec: say std")
+    if threat.norm == "l2" and threat.eps_unit != "absolute":
+        unit *= math.sqrt(scale.elements)
+    return threat.eps * unit
+
+
+class Ball:
+    """All points within `eps` of `centre` [*shape], and within the box [lo, hi] (bounds broadcast; infinite: none)."""
+
+    norm: Norm
+
+    def __init__(self, centre: F32, eps: float, lo: F32, hi: F32) -> None:
+        self.centre = centre
+        self.eps = eps
+        self.lo, self.hi = lo, hi
+        self.reach = eps * (1 + 1e-5) + 4e-7 * (float(np.abs(centre).max(initial=0)) + eps)
+        """eps, and what float32 rounds: how far a point that was put at eps may be measured to lie"""
+
+    def distance(self, points: F32) -> NDArray[np.float32]:
+        """Of each of [k, *shape] from the centre, [k]."""
+        raise NotImplementedError
+
+    def project(self, points: F32) -> F32:
+        """The nearest points [k, *shape] of the ball for the norm, then of the box."""
+        raise NotImplementedError
+
+    def sample(self, rng: np.random.Generator, k: int) -> F32:
+        """k points [k, *shape], uniform in the ball (before the box)."""
+        raise NotImplementedError
+
+    def contains(self, points: F32) -> NDArray[np.bool_]:
+        """[k], up to `reach`."""
+        inside: NDArray[np.bool_] = self.distance(points) <= self.reach
+        return inside
+
+    def boxed(self, points: F32) -> F32:
+        return np.clip(points, self.lo, self.hi)
+
+
+class LinfBall(Ball):
+    norm = "linf"
+
+    def distance(self, points: F32) -> NDArray[np.float32]:
+        return np.abs(points - self.centre).reshape(len(points), -1).max(axis=1)
+
+    def project(self, points: F32) -> F32:
+        eps = np.float32(self.eps)
+        return self.boxed(np.clip(points, self.centre - eps, self.centre + eps))
+
+    def sample(self, rng: np.random.Generator, k: int) -> F32:
+        noise = rng.random((k, *self.centre.shape), np.float32) * np.float32(2) - np.float32(1)
+        return self.boxed(self.centre + np.float32(self.eps) * noise)
+
+
+class L2Ball(Ball):
+    norm = "l2"
+
+    def distance(self, points: F32) -> NDArray[np.float32]:
+        return norms(points - self.centre)
+
+    def project(self, points: F32) -> F32:
+        offset = points - self.centre
+        length = norms(offset)
+        shrink = np.minimum(np.float32(1), np.float32(self.eps) / np.maximum(length, np.float32(1e-30)))
+        return self.boxed(self.centre + offset * per_row(shrink, offset))
+
+    def sample(self, rng: np.random.Generator, k: int) -> F32:
+        direction = rng.standard_normal((k, *self.centre.shape), np.float32)
+        radius = np.float32(self.eps) * rng.random(k, np.float32) ** np.float32(1 / self.centre.size)
+        return self.boxed(self.centre + direction * per_row(radius / norms(direction), direction))
+
+
+BALLS: dict[Norm, type[Ball]] = {"linf": LinfBall, "l2": L2Ball}
+
+
+def norms(points: F32) -> NDArray[np.float32]:
+    """l2 norm of each row of [k, *shape], [k]."""
+    flat = points.reshape(len(points), -1)
+    return np.sqrt(np.einsum("ij,ij->i", flat, flat))
+
+
+def per_row(values: NDArray[np.float32], like: F32) -> F32:
+    """[k] values shaped to broadcast over the rows of `like` [k, *shape]."""
+    return values.reshape(-1, *([1] * (like.ndim - 1)))
