@@ -202,7 +202,9 @@ class Campaign:
         self._oracle.ask(frame, lambda reply: self._events.put(lambda: self._answered(request, reply)), timeout_s=30.0)
 
     def _answered(self, request: _Request, reply: Reply | Exception) -> None:
-        self._out.discard(request)
+        if request not in self._out:
+            return  # an answer came twice: the second is no observation
+        self._out.remove(request)
         frame = request.frame
         if isinstance(reply, Exception):
             self._ledger.lost(frame.id, frame.attempt, _reason(reply))

@@ -1,7 +1,7 @@
 """One attack on one frame: it counts, encodes, judges, notes the first success, and stops. The attack claims nothing.
 
-A query is one row that is sent. The budget holds all of them: the clean one that tells what label is to be left, the search, and
-whatever the attack starts from. An ask that would overshoot the budget is cut to what is left.
+A query is one row that is sent. The budget holds all of them: the clean one that tells what label is to be left, the search,
+and whatever the attack starts from. An ask that would overshoot the budget is cut to what is left.
 """
 
 from __future__ import annotations

@@ -52,15 +52,12 @@ class WireSpace(Space):
         self.scale = Scale(codec.latent.range, std, step, self.centre.size)
 
     def arrive(self, points: F32, ball: Ball) -> F32:
-        nearest = self.codec.snap(points)
-        if self.scale.step == 0:
-            return nearest
-        left = ball.contains(points) & ~ball.contains(nearest)
+        arrived = self.codec.snap(points)
+        left = ball.contains(points) & ~ball.contains(arrived)
         if left.any():
-            # rounding left the ball: round towards its centre instead, which cannot, in any norm
-            steps = np.trunc((points[left] - self.centre) / self.codec.step)
-            nearest[left] = self.codec.snap(self.centre + steps * self.codec.step)
-        return nearest
+            # the nearest values lie outside the ball: round towards its centre instead, which cannot leave it, in any norm
+            arrived[left] = self.codec.snap_towards(points[left], self.centre)
+        return arrived
 
     def encode(self, points: F32) -> list[bytes]:
         return self.codec.encode(points)

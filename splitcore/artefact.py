@@ -1,10 +1,10 @@
 """The artefact: what training exports and all nodes agree on. A folder with a manifest that names every file's hash.
 
-    manifest.json          names, shapes, the codec and its frozen parameters, hashes
-    head.onnx              image [n, C, H, W] in [0, 1] to latent [n, *shape]; normalisation inside, batch dynamic
-    tail.safetensors       weights of the tail; the manifest declares its architecture
-    samples.npz            held-out images uint8 and labels, so that a phone needs no data set
-    unsplit_labels.npz     what the unsplit torch model says of `samples.npz`
+manifest.json          names, shapes, the codec and its frozen parameters, hashes
+head.onnx              image [n, C, H, W] in [0, 1] to latent [n, *shape]; normalisation inside, batch dynamic
+tail.safetensors       weights of the tail; the manifest declares its architecture
+samples.npz            held-out images uint8 and labels, so that a phone needs no data set
+unsplit_labels.npz     what the unsplit torch model says of `samples.npz`
 """
 
 from __future__ import annotations
@@ -13,22 +13,26 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from splitcore.codec import CodecConfig
-from splitcore.errors import ArtefactError, HandshakeError
+from splitcore.codec import CodecConfig, fit
+from splitcore.errors import ArtefactError, CodecError, HandshakeError
 from splitcore.latent import LatentSpec
 
 MANIFEST, HEAD, TAIL = "manifest.json", "head.onnx", "tail.safetensors"
 SAMPLES, UNSPLIT_LABELS = "samples.npz", "unsplit_labels.npz"
 
 
+_FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}$")]
+_Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Latent(_Strict):
@@ -72,7 +76,7 @@ class Manifest(_Strict):
     dataset: str
     accuracy: float
     """top-1 of the unsplit model on `samples.npz`"""
-    files: dict[str, str]
+    files: dict[_FileName, _Sha256]
     """sha256 of every other file of the artefact"""
     made_with: dict[str, str | int | float]
 
@@ -101,7 +105,16 @@ class Artefact:
                 "make one with `latentbed train`"
             ) from error
         except ValidationError as error:
-            raise ArtefactError(f"{folder / MANIFEST} is not a manifest of schema version 1: {error}") from error
+            raise ArtefactError(
+                f"expected a manifest of schema version 1 in {folder / MANIFEST}: "
+                f"make the artefact again with `latentbed train`: {error}"
+            ) from error
+        try:
+            fit(self.manifest.codec, self.latent)
+        except CodecError as error:
+            raise ArtefactError(
+                f"artefact {self.manifest.name}: its latent or codec cannot be: {error}: export it again"
+            ) from error
 
     def __repr__(self) -> str:
         return f"Artefact({self.manifest.handshake[:80]})"
@@ -112,20 +125,7 @@ class Artefact:
 
     def path(self, name: str) -> Path:
         """The path of one of its files, its hash compared. Raises ArtefactError."""
-        expected = self.manifest.files.get(name)
-        if expected is None:
-            raise ArtefactError(f"artefact {self.manifest.name} has no file {name!r}, only {sorted(self.manifest.files)}")
-        path = self.folder / name
-        try:
-            got = sha256(path)
-        except OSError as error:
-            raise ArtefactError(f"artefact {self.manifest.name}: {path} cannot be read: {error.strerror}") from error
-        if got != expected:
-            raise ArtefactError(
-                f"artefact {self.manifest.name}: expected sha256 {expected} for {name}, got {got}: "
-                "the file was altered after export; train it again"
-            )
-        return path
+        return _checked(self.folder, self.manifest, name)
 
     @cached_property
     def samples(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -142,13 +142,39 @@ class Artefact:
 
 
 def write(folder: Path, manifest: Manifest) -> Artefact:
-    """Writes the manifest beside files that are already in `folder`, and reads the whole back."""
+    """Writes the manifest beside its files, which are in `folder` already and are compared. Raises ArtefactError."""
+    for name in manifest.files:
+        _checked(folder, manifest, name)
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)
     temporary = folder / (MANIFEST + ".new")
     temporary.write_text(text + "\n")
     # the manifest appears last and at once: a folder with one is a whole artefact
     temporary.replace(folder / MANIFEST)
     return Artefact(folder)
+
+
+def _checked(folder: Path, manifest: Manifest, name: str) -> Path:
+    """The path of a file that has the hash which the manifest says. Raises ArtefactError."""
+    expected = manifest.files.get(name)
+    if expected is None:
+        raise ArtefactError(
+            f"artefact {manifest.name}: expected one of its files {sorted(manifest.files)}, got {name!r}: "
+            "ask for one of these, or export the artefact again"
+        )
+    path = folder / name
+    try:
+        got = sha256(path)
+    except OSError as error:
+        raise ArtefactError(
+            f"artefact {manifest.name}: expected {path}, it cannot be read ({error.strerror}): "
+            "copy the whole folder again, or make it with `latentbed train`"
+        ) from error
+    if got != expected:
+        raise ArtefactError(
+            f"artefact {manifest.name}: expected sha256 {expected} for {name}, got {got}: "
+            "the file was altered after export; train it again"
+        )
+    return path
 
 
 def sha256(path: Path) -> str:
@@ -160,5 +186,5 @@ def agree(ours: str, theirs: str, *, we: str, they: str) -> None:
     """Compares two handshakes. Raises HandshakeError that names both sides."""
     if ours != theirs:
         raise HandshakeError(
-            f"the {we} holds artefact {ours[:100]}, the {they} holds {theirs[:100]}: give both the same artefact folder"
+            f"the {we} holds artefact {ours[:160]}, the {they} holds {theirs[:160]}: give both the same artefact folder"
         )

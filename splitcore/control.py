@@ -1,8 +1,8 @@
 """The control plane that every node has: FastAPI on the node's own event loop, closed to other sites and to strangers.
 
-Reading is free to whoever reaches the port (127.0.0.1 unless told otherwise). Every change wants `Authorization: Bearer
-<token>`, the token being in a file. Host and Origin are compared with the names under which the node is known, so that a
-web page cannot reach it through the browser of whoever runs the testbed.
+Reading is free to whoever reaches the port (127.0.0.1 unless told otherwise). Every change wants
+`Authorization: Bearer <token>`, the token being in a file. Host and Origin are compared with the names under which the
+node is known, so that a web page cannot reach it through the browser of whoever runs the testbed.
 """
 
 from __future__ import annotations
@@ -11,23 +11,34 @@ import asyncio
 import contextlib
 import hmac
 import os
+import re
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
+import h11
 import uvicorn
-from fastapi import Depends, FastAPI, Header, HTTPException
+from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_BODY_BYTES = 1 << 20
+MAX_CONNECTIONS = 64
+PATIENCE_S = 10.0
+"""a request arrives whole within this time, or its connection is closed: idle sockets must not use up the limit"""
 LOCAL_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+_AUTHORITY = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    401: {"description": "no token, or not the one of this node's token file"},
+    403: {"description": "a foreign Origin"},
+    413: {"description": f"a body above {MAX_BODY_BYTES} bytes"},
+    421: {"description": "a foreign Host"},
+}
 
 
 def load_token(path: Path) -> str:
@@ -50,78 +61,127 @@ def load_token(path: Path) -> str:
 
 
 class Guard:
-    """ASGI middleware: foreign Host or Origin is refused, a body above the bound is cut off."""
+    """ASGI middleware: foreign Host or Origin is refused, and so is a body above the bound, however it is announced."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], *, names: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, *, names: frozenset[str]) -> None:
         self._app = app
-        self._names = names
+        self._names = frozenset(name.lower() for name in names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        if scope["type"] != "http":
+            raise RuntimeError(f"expected http, got {scope['type']}: the control plane has no other protocol")
         headers = [(name, value.decode("latin-1")) for name, value in scope["headers"]]
         refusal = self._refusal(headers)
         if refusal is not None:
             await JSONResponse({"detail": refusal[1]}, refusal[0])(scope, receive, send)
             return
-        taken = 0
-
-        async def bounded() -> dict[str, Any]:
-            nonlocal taken
+        # The whole body before anything else: an error raised later, inside a route's `receive`, is anybody's to swallow.
+        body = bytearray()
+        more = True
+        while more:
             event = await receive()
-            taken += len(event.get("body", b""))
-            if taken > MAX_BODY_BYTES:
-                raise HTTPException(413, f"expected a body of at most {MAX_BODY_BYTES} bytes")
-            return event
+            if event["type"] == "http.disconnect":
+                return
+            body += event.get("body", b"")
+            more = event.get("more_body", False)
+            if len(body) > MAX_BODY_BYTES:
+                detail = f"expected a body of at most {MAX_BODY_BYTES} bytes"
+                await JSONResponse({"detail": detail}, 413)(scope, receive, send)
+                return
+        pending: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
-        await self._app(scope, bounded, send)
+        async def replay() -> Message:
+            return pending.pop() if pending else await receive()
+
+        await self._app(scope, replay, send)
 
     def _refusal(self, headers: list[tuple[bytes, str]]) -> tuple[int, str] | None:
         hosts = [value for name, value in headers if name == b"host"]
-        if len(hosts) != 1 or self._name(f"//{hosts[0]}") not in self._names:
+        if len(hosts) != 1 or self._name(hosts[0]) not in self._names:
             return 421, f"expected Host to be one of {sorted(self._names)}, got {', '.join(hosts)[:100]!r}"
         for name, value in headers:
-            if name == b"origin" and self._name(value) not in self._names:
+            # `null`, what a page without an origin sends, has no authority and is foreign as well
+            if name == b"origin" and self._name(value.partition("://")[2]) not in self._names:
                 return 403, f"expected no Origin or one of {sorted(self._names)}, got {value[:100]!r}"
-            if name == b"content-length" and not (value.isascii() and value.isdecimal() and int(value[:12]) <= MAX_BODY_BYTES):
-                return 413, f"expected a body of at most {MAX_BODY_BYTES} bytes"
         return None
 
     @staticmethod
-    def _name(url: str) -> str | None:
-        try:
-            parts = urlsplit(url)
-            _ = parts.port
-        except ValueError:
-            return None
-        return parts.hostname
+    def _name(authority: str) -> str | None:
+        match = _AUTHORITY.fullmatch(authority)
+        return match[1].strip("[]").lower() if match else None
 
 
 def control_app(title: str, *, token: str, names: frozenset[str] = frozenset()) -> tuple[FastAPI, Any]:
     """(app, `Depends` for every route that changes something). `names`: hosts besides 127.0.0.1 and localhost."""
-    app = FastAPI(title=title, docs_url=None, redoc_url=None)
+    app = FastAPI(title=title, docs_url=None, redoc_url=None, responses=_REFUSED)
     app.add_middleware(Guard, names=LOCAL_NAMES | names)
+    expected = token.encode()
 
-    def with_token(authorization: Annotated[str | None, Header()] = None) -> None:
-        expected = f"Bearer {token}".encode()
-        if not hmac.compare_digest((authorization or "").encode("utf-8", "surrogateescape"), expected):
-            raise HTTPException(401, "expected Authorization: Bearer <the token in this node's token file>",
-                                headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
+    def with_token(bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]) -> None:
+        if bearer is None or not hmac.compare_digest(bearer.credentials.encode(), expected):
+            raise HTTPException(
+                401,
+                "expected Authorization: Bearer <the token in this node's token file>",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
 
     return app, Depends(with_token)
 
 
-def journal_response(path: Path) -> StreamingResponse:
-    """A journal as newline-delimited JSON; an absent one is an empty answer."""
+def journal_response(path: Path, run: str | None = None) -> StreamingResponse:
+    """A journal as newline-delimited JSON, or its rows of one run; an absent one is an empty answer."""
+    ours = b"" if run is None else f'"id":"{run}/'.encode()
 
     def chunks() -> Iterator[bytes]:
-        if path.exists():
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 18):
-                    yield chunk
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            while lines := file.readlines(1 << 18):
+                yield b"".join(line for line in lines if ours in line)
 
     return StreamingResponse(chunks(), media_type="application/x-ndjson")
+
+
+class _Impatient(H11Protocol):
+    """uvicorn's protocol, which alone would wait for ever for the rest of a request."""
+
+    def __init__(self, *arguments: Any, patience_s: float, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._patience_s = patience_s
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._whole():
+            self._relax()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._relax()
+        super().connection_lost(exc)
+
+    def _whole(self) -> bool:
+        return self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
+
+    def _expect(self) -> None:
+        self._relax()
+        if not self._whole() and not self.transport.is_closing():
+            self._deadline = self.loop.call_later(self._patience_s, self.transport.abort)
+
+    def _relax(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 class _Server(uvicorn.Server):
@@ -132,19 +192,29 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(app: FastAPI, host: str, port: int) -> AsyncIterator[int]:
+async def serving(app: FastAPI, host: str, port: int, *, patience_s: float = PATIENCE_S) -> AsyncIterator[int]:
     """Serves `app` on this event loop while the body runs; gives the port that was bound (port 0: any free one)."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        # from here on a connection waits instead of being refused: a node says that it is ready as soon as we yield
+        listener.listen(MAX_CONNECTIONS)
     except OSError as error:
         listener.close()
         raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}; choose another --control") from error
-    server = _Server(
-        uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=2, limit_concurrency=64, loop="none")
+    config = uvicorn.Config(
+        app,
+        http=partial(_Impatient, patience_s=patience_s),  # type: ignore[arg-type]
+        ws="none",
+        loop="none",
+        lifespan="off",
+        log_level="warning",
+        timeout_graceful_shutdown=2,
+        limit_concurrency=MAX_CONNECTIONS,
     )
+    server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]), name=f"control {app.title}")
     try:
         yield listener.getsockname()[1]

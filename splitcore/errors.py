@@ -27,7 +27,7 @@ class ScenarioError(LatentbedError):
     """A scenario or a recipe asks for something that cannot be."""
 
 
-class TargetRefused(LatentbedError):
+class TargetRefused(LatentbedError):  # noqa: N818 a refusal, not a failure
     """The adversary was pointed at an address that it may not attack."""
 
 

@@ -15,8 +15,9 @@ from splitcore.latent import F32
 Origin = Literal["client", "query"]
 """who asked: the phone (its frames, also when a relay passes them on), or an adversary's own queries"""
 
-_WORD = r"[A-Za-z0-9_.:+-]{1,96}"
-_ID = re.compile(rf"(?P<run>{_WORD})/(?P<client>{_WORD})/(?P<sequence>[0-9]{{1,12}})")
+WORD = r"[A-Za-z0-9_.:+-]{1,96}"
+"""what a run and a client may be called, as a regular expression"""
+_ID = re.compile(rf"(?P<run>{WORD})/(?P<client>{WORD})/(?P<sequence>0|[1-9][0-9]{{0,11}})")
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -13,23 +13,33 @@ Row = dict[str, Any]
 
 
 class Journal:
-    """An append-only file of JSON lines. After SIGKILL every appended row is still there, at worst the last one torn."""
+    """An append-only file of JSON lines, for one process at a time; two lose nothing either while the disk has room.
+
+    After SIGKILL every appended row is still there; the one that was being written may be torn.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":
-            # an earlier process was killed in mid-line: close the torn row, readers skip it
-            os.write(self._fd, b"\n")
+        # an earlier process was killed in mid-line: close the torn row before the next one, readers skip it
+        self._torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
 
     def append(self, *rows: Row) -> None:
-        """All rows or, on a full disk, OSError: a short write is never passed over."""
-        data = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY) for row in rows)
-        view = memoryview(data)
+        """All rows or, on a full disk, OSError: then the first of them may be there, and the rest is not.
+
+        A short write is never passed over, and the torn row that it leaves does not spoil the next one.
+        """
+        if not rows:
+            return
+        option = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
+        lines = [orjson.dumps(row, option=option) for row in rows]
+        view = memoryview(b"".join([b"\n", *lines] if self._torn else lines))
         while view:
-            view = view[os.write(self._fd, view) :]
+            written = os.write(self._fd, view)
+            self._torn = view[written - 1] != 0x0A if written else self._torn
+            view = view[written:]
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -35,7 +35,7 @@ class LatentSpec:
         if not self.shape or any(not isinstance(n, int) or n < 1 for n in self.shape):
             raise CodecError(f"a latent's shape is one or more positive integers, got {self.shape}")
         if self.elements > MAX_ELEMENTS:
-            raise CodecError(f"a latent has at most {MAX_ELEMENTS} elements, got {self.elements} from shape {self.shape}")
+            raise CodecError(f"a latent has at most {MAX_ELEMENTS} elements, got {self.elements} from {self.shape}")
         if len(self.lo) != self.channels or len(self.hi) != self.channels:
             raise CodecError(f"expected {self.channels} channel ranges, got {len(self.lo)} and {len(self.hi)}")
         for lo, hi in zip(self.lo, self.hi, strict=True):
@@ -65,7 +65,8 @@ class LatentSpec:
         """Latents [k, *shape] as finite float32. Raises CodecError."""
         if latents.shape[1:] != self.shape or latents.ndim != len(self.shape) + 1:
             raise CodecError(f"expected latents [k, {', '.join(map(str, self.shape))}], got {list(latents.shape)}")
-        stack = np.ascontiguousarray(latents, np.float32)
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity, and is refused as that
+            stack = np.ascontiguousarray(latents, np.float32)
         if not np.isfinite(stack).all():
             raise CodecError("expected finite latents, got NaN or infinity: the head or the sender is at fault")
         return stack

@@ -106,7 +106,8 @@ class LinfBall(Ball):
     norm = "linf"
 
     def distance(self, points: F32) -> NDArray[np.float32]:
-        return np.abs(points - self.centre).reshape(len(points), -1).max(axis=1)
+        furthest: NDArray[np.float32] = np.abs(points - self.centre).reshape(len(points), -1).max(axis=1)
+        return furthest
 
     def project(self, points: F32) -> F32:
         eps = np.float32(self.eps)
@@ -141,7 +142,8 @@ BALLS: dict[Norm, type[Ball]] = {"linf": LinfBall, "l2": L2Ball}
 def norms(points: F32) -> NDArray[np.float32]:
     """l2 norm of each row of [k, *shape], [k]."""
     flat = points.reshape(len(points), -1)
-    return np.sqrt(np.einsum("ij,ij->i", flat, flat))
+    lengths: NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", flat, flat))
+    return lengths
 
 
 def per_row(values: NDArray[np.float32], like: F32) -> F32:

@@ -1,7 +1,7 @@
 """Holds frames, attacks them against the live server, and sends on what it found, or the original when it found nothing.
 
-A session and its budget belong to the frame's id: a client that sends a frame again joins the session that runs, or gets what it
-came to, and no query is asked twice.
+A session and its budget belong to the frame's id: a client that sends a frame again joins the session that runs, or gets what
+it came to, and no query is asked twice.
 """
 
 from __future__ import annotations
@@ -94,7 +94,11 @@ class Attacker:
             failed.error = str(error)
             self._settle(outcome, failed)
             return
-        self._campaign.submit(session, lambda result: self._loop.call_soon_threadsafe(self._settle, outcome, result))
+
+        def done(result: Outcome) -> None:
+            self._loop.call_soon_threadsafe(self._settle, outcome, result)
+
+        self._campaign.submit(session, done)
 
     def _deadline(self, frame: Frame) -> float:
         """Monotonic seconds at which the frame must go on."""

@@ -52,7 +52,9 @@ Search: TypeAlias = Generator[Ask, Answers, F32 | None]
 class Attack(Protocol):
     """A frozen dataclass of settings; `kind` names it in scenarios."""
 
-    kind: str
+    @property
+    def kind(self) -> str: ...
+
     feedback: ClassVar[Feedback]
     norms: ClassVar[tuple[Norm, ...]]
 

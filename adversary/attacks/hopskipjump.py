@@ -52,10 +52,10 @@ class HopSkipJump:
         x = yield from to_boundary(z, x, space, theta=theta, sections=self.sections)
         for t in range(1, budget + 1):
             distance = float(np.linalg.norm(x - z))
-            radius = 0.1 * space.scale.range if t == 1 else math.sqrt(d) * theta * distance
-            radius = np.float32(max(radius, space.probe * math.sqrt(d)))
+            delta = 0.1 * space.scale.range if t == 1 else math.sqrt(d) * theta * distance
+            delta = max(delta, space.probe * math.sqrt(d))
             count = min(math.ceil(self.initial_probes * math.sqrt(t)), self.max_probes)
-            v = yield from self.normal(x, radius, count, ball, rng)
+            v = yield from self.normal(x, np.float32(delta), count, ball, rng)
             # geometric progression of the step size, ξ_t = ‖x_t - x*‖/√t (section 4.B)
             step = np.float32(distance / math.sqrt(t))
             for _ in range(MAX_HALVINGS):
@@ -68,13 +68,13 @@ class HopSkipJump:
         return None
 
     def normal(
-        self, x: F32, radius: np.float32, count: int, ball: Ball, rng: np.random.Generator
+        self, x: F32, delta: np.float32, count: int, ball: Ball, rng: np.random.Generator
     ) -> Generator[Ask, Answers, F32]:
         """Unit direction [*shape] into the adversarial side at the boundary point x, from `count` labels (eqs. 9, 16)."""
         u = rng.standard_normal((count, *x.shape), np.float32)
         u /= per_row(norms(u), u)
-        probes = ball.boxed(x + radius * u)
-        u = (probes - x) / radius  # the box may have moved them
+        probes = ball.boxed(x + delta * u)
+        u = (probes - x) / delta  # the box may have moved them
         answers = yield Ask("probe", probes)
         phi = np.where(answers.adversarial, np.float32(1), np.float32(-1))
         phi = np.where(answers.answered, phi, np.float32(0))

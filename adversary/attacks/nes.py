@@ -44,7 +44,8 @@ class NES:
     def perturb(self, z: F32, *, ball: Ball, space: Space, budget: int, rng: np.random.Generator) -> Search:
         eps = np.float32(ball.eps)
         sigma = np.float32(max(self.sigma * ball.eps, space.probe))
-        rate, m = self.learning_rate, np.zeros_like(z)
+        rate = self.learning_rate
+        m: F32 = np.zeros_like(z)
         x = z
         recent: list[float] = []
         for _ in range(0, budget, self.samples + 1):
@@ -55,9 +56,10 @@ class NES:
             if usable.any():
                 # eq. 3 with the losses centred, which changes no expectation and spares variance where pairs are broken
                 centred = np.where(usable, answers.loss - answers.loss[usable].mean(), np.float32(0)).astype(np.float32)
-                g = np.tensordot(centred, u, axes=1) / (sigma * np.float32(self.samples))
+                g: F32 = np.tensordot(centred, u, axes=1) / (sigma * np.float32(self.samples))
                 m = np.float32(self.momentum) * m + np.float32(1 - self.momentum) * g
-            x = ball.project((x - np.float32(rate) * eps * np.sign(m))[None])[0]
+            ahead = np.asarray(x - np.float32(rate) * eps * np.sign(m), np.float32)
+            x = ball.project(ahead[None])[0]
             [loss] = (yield Ask("step", x[None])).loss
             recent.append(float(loss))
             if len(recent) > self.plateau and min(recent[-self.plateau :]) >= recent[-self.plateau - 1]:

@@ -66,7 +66,7 @@ class Square:
     def p(self, i: int, n: int) -> float:
         """The fraction changed at iteration i of n: the paper's schedule, stretched to the budget."""
         scaled = i * 10_000 / n
-        return self.p_init / 2 ** sum(scaled > after for after in HALVINGS)
+        return self.p_init / float(2 ** sum(scaled > after for after in HALVINGS))
 
     def window(self, p: float, C: int, H: int, W: int) -> tuple[int, int]:
         """(channels, side): side round(√(p·H·W)) in [1, min(H, W) - 1] as in the paper, never below 1."""

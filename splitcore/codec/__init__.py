@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -35,8 +35,7 @@ def parse(name: str) -> CodecConfig:
     match = _NAME.fullmatch(name)
     if match is None:
         raise CodecError(
-            f"unknown codec {name[:64]!r}: expected identity, float16 or uniform<2-8>/<tensor|channel>, "
-            "with +zstd or without"
+            f"unknown codec {name[:64]!r}: expected identity, float16 or uniform<2-8>/<tensor|channel>, with +zstd or without"
         )
     zstd = match["zstd"] is not None
     match match["kind"]:
@@ -45,5 +44,5 @@ def parse(name: str) -> CodecConfig:
         case "float16":
             return Float16(zstd=zstd)
         case _:
-            per = "channel" if match["per"] == "channel" else "tensor"
+            per: Literal["channel", "tensor"] = "channel" if match["per"] == "channel" else "tensor"
             return Uniform(bits=int(match["bits"]), per=per, zstd=zstd)

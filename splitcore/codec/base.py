@@ -17,7 +17,7 @@ class Codec(ABC):
     """A codec with its frozen parameters. Encoding what was decoded gives the same latent: snap∘snap = snap."""
 
     name: str
-    """canonical name; it travels in every frame, and `codec_named` gives the codec back from it"""
+    """canonical name; it travels in every frame, and `splitcore.codec.fit` gives the codec back from it"""
     latent: LatentSpec
     lo: F32
     """smallest value that can arrive, broadcastable to a latent; -inf where there is none"""
@@ -32,11 +32,15 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, payloads: Sequence[bytes | memoryview]) -> F32:
-        """k payloads to latents [k, *shape], always finite. Raises CodecError for anything `encode` cannot have written."""
+        """k payloads to latents [k, *shape], finite, perhaps read-only. Raises CodecError for other bytes."""
 
     @abstractmethod
     def snap(self, latents: F32) -> F32:
-        """decode(encode(latents)), [k, *shape], without the bytes."""
+        """decode(encode(latents)), [k, *shape], without the bytes; may be the argument itself."""
+
+    @abstractmethod
+    def snap_towards(self, latents: F32, centre: F32) -> F32:
+        """As `snap`, but rounded so that no coordinate ends farther from `centre` [*shape], itself snapped, than it was."""
 
     @property
     @abstractmethod

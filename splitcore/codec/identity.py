@@ -71,6 +71,12 @@ class FloatCodec(Codec):
     def snap(self, latents: F32) -> F32:
         return self._cast(latents).astype(np.float32, copy=False)
 
+    def snap_towards(self, latents: F32, centre: F32) -> F32:
+        nearest = self._cast(latents)
+        beyond = np.abs(nearest.astype(np.float32) - centre) > np.abs(latents - centre)
+        nearer = np.nextafter(nearest, centre.astype(self.dtype))
+        return np.where(beyond, nearer, nearest).astype(np.float32, copy=False)
+
     @property
     def max_payload_bytes(self) -> int:
         return self.latent.elements * self.dtype.itemsize

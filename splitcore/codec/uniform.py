@@ -1,7 +1,7 @@
 """`uniform`: affine quantisation to 2..8 bits on a calibrated range, bit-packed.
 
 Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018,
-eq. 1, with the range [lo, hi] frozen at export: code q in 0..2^b - 1 stands for the value lo + q·s, s = (hi - lo)/(2^b - 1).
+eq. 1, with the range [lo, hi] frozen at export: code q in 0..2^b - 1 stands for lo + q·s, s = (hi - lo)/(2^b - 1).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Uniform:
 
 
 class UniformCodec(Codec):
-    """Codes on the grid of `config`, packed without gaps: 8 codes of b bits fill b bytes, most significant bit first."""
+    """Codes on the grid of `config`, packed without gaps: 8 codes of b bits fill b bytes, most significant first."""
 
     def __init__(self, config: Uniform, latent: LatentSpec) -> None:
         self.bits = config.bits
@@ -51,18 +51,29 @@ class UniformCodec(Codec):
         self.levels = (1 << self.bits) - 1
         self.step = ((top - self.lo) / np.float32(self.levels)).astype(np.float32)
         self.hi = self._values(np.full(top.shape, self.levels, np.uint8))
+        # finer than that, lo + q·s is rounded to its neighbours, and encoding again would wander
+        finest = np.maximum(np.abs(self.lo), np.abs(top)) * np.float32(2**-20)
+        if not (self.step >= np.maximum(finest, np.finfo(np.float32).tiny)).all():
+            raise CodecError(
+                f"{self.name}: expected ranges that float32 can cut into {self.levels} steps, got steps from "
+                f"{self.step.min():.3g} at values up to {np.abs(top).max():.3g}: widen the nearly constant channels"
+            )
 
     def codes(self, latents: F32) -> NDArray[np.uint8]:
         """Latents [k, *shape] to codes uint8 [k, *shape], nearest first."""
         stack = self.latent.check(latents)
-        scaled = np.rint((stack - self.lo) / self.step)
-        return np.clip(scaled, 0, self.levels, out=scaled).astype(np.uint8)
+        with np.errstate(over="ignore"):  # a huge finite value becomes infinite here, and is clipped all the same
+            scaled = (stack - self.lo) / self.step
+        np.rint(scaled, out=scaled)
+        np.clip(scaled, 0, self.levels, out=scaled)
+        codes: NDArray[np.uint8] = scaled.astype(np.uint8)
+        return codes
 
     def _values(self, codes: NDArray[np.uint8]) -> F32:
         return self.lo + codes.astype(np.float32) * self.step
 
     def encode(self, latents: F32) -> list[bytes]:
-        packed = pack(self.codes(latents).reshape(len(latents), -1), self.bits)
+        packed = pack(self.codes(latents).reshape(len(latents), self.latent.elements), self.bits)
         return [row.tobytes() for row in packed]
 
     def decode(self, payloads: Sequence[bytes | memoryview]) -> F32:
@@ -79,6 +90,10 @@ class UniformCodec(Codec):
 
     def snap(self, latents: F32) -> F32:
         return self._values(self.codes(latents))
+
+    def snap_towards(self, latents: F32, centre: F32) -> F32:
+        steps = np.trunc((latents - centre) / self.step)
+        return self.snap(centre + steps * self.step)
 
     @property
     def max_payload_bytes(self) -> int:
@@ -100,7 +115,7 @@ def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def unpack(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[np.uint8]:
-    """The inverse of `pack`: bytes [k, ceil(n·bits/8)] to codes [k, n]. Raises CodecError where a filling bit is set."""
+    """The inverse of `pack`: bytes [k, ceil(n·bits/8)] to codes [k, n]. Raises CodecError for a set filling bit."""
     if bits == 8:
         return packed
     k = len(packed)

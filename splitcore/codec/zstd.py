@@ -8,7 +8,7 @@ import zstandard
 
 from splitcore.codec.base import Codec
 from splitcore.errors import CodecError
-from splitcore.latent import F32
+from splitcore.latent import F32, MAX_ELEMENTS
 
 LEVEL = -3
 """94 to 98 % of level 1's ratio at two thirds of its time"""
@@ -29,21 +29,32 @@ class ZstdCodec(Codec):
         return [compressor.compress(payload) for payload in self.inner.encode(latents)]
 
     def decode(self, payloads: Sequence[bytes | memoryview]) -> F32:
+        if len(payloads) * self.latent.elements > MAX_ELEMENTS:
+            # other codecs are bounded by the message; this one by what the message expands to
+            raise CodecError(
+                f"{self.name}: expected at most {MAX_ELEMENTS // self.latent.elements} latents of shape "
+                f"{self.latent.shape} at once, got {len(payloads)}: send them in several requests"
+            )
         # A decompressor is not safe to share between threads, and is cheap to make.
         decompressor = zstandard.ZstdDecompressor(max_window_size=max(1 << 20, self._size))
         return self.inner.decode([self._open(decompressor, payload) for payload in payloads])
 
     def _open(self, decompressor: zstandard.ZstdDecompressor, payload: bytes | memoryview) -> bytes:
+        if len(payload) > self.max_payload_bytes:
+            raise CodecError(f"{self.name}: expected at most {self.max_payload_bytes} bytes, got {len(payload)}")
         try:
             declared = zstandard.frame_content_size(payload)
             if declared != self._size:
-                raise CodecError(f"{self.name}: expected a frame of {self._size} bytes, got one that declares {declared}")
+                raise CodecError(f"{self.name}: expected a frame of {self._size} bytes, got one that says {declared}")
             return decompressor.decompress(payload, max_output_size=self._size, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise CodecError(f"{self.name}: not a Zstandard frame as this codec writes it: {error}") from error
 
     def snap(self, latents: F32) -> F32:
         return self.inner.snap(latents)
+
+    def snap_towards(self, latents: F32, centre: F32) -> F32:
+        return self.inner.snap_towards(latents, centre)
 
     @property
     def max_payload_bytes(self) -> int:

@@ -33,7 +33,8 @@ def host_identity() -> str:
         namespace = Path("/proc/self/ns/time")
         return f"{boot.read_text().strip()}/{namespace.readlink() if namespace.exists() else 'one'}"
     if platform.system() == "Darwin":
-        return subprocess.run(["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=True).stdout.strip()
+        asked = ["sysctl", "-n", "kern.bootsessionuuid"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What a node tells of a frame: timestamps by name, pushed to the collector, dropped and counted when it cannot keep up."""
+"""What a node tells of a frame: timestamps by name, pushed to the collector, or dropped and counted when it is too slow."""
 
 from __future__ import annotations
 
@@ -25,21 +25,26 @@ class Telemetry:
         self._closing = threading.Event()
         if endpoint is None:
             return
+        self._endpoint = endpoint
+        self._clock_endpoint = clock_endpoint(endpoint)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect(endpoint)
-        self._greeter = threading.Thread(target=self._greet, args=(endpoint,), name="telemetry-clock", daemon=True)
+        self._greeter = threading.Thread(target=self._greet, name="telemetry-clock", daemon=True)
         self._greeter.start()
 
     def span(self, frame: str, attempt: int, /, **times_ns: int) -> None:
         """Timestamps of this node's monotonic clock, in ns, for one sending of a frame."""
-        if self._socket is not None:
-            self._send({"kind": "span", "node": self.node, "frame": frame, "attempt": attempt, "t": times_ns})
-
-    def _send(self, record: dict[str, object]) -> None:
-        assert self._socket is not None
+        if self._socket is None:
+            return
+        record: dict[str, object] = {
+            "kind": "span", "node": self.node, "frame": frame, "attempt": attempt, "t": times_ns
+        }  # fmt: skip
+        if self.dropped:
+            # a node may live longer than the measurement: its losses are told with what follows them
+            record["dropped"] = self.dropped
         try:
             self._socket.send(orjson.dumps(record), zmq.NOBLOCK)
             self.sent += 1
@@ -51,40 +56,37 @@ class Telemetry:
         if self._socket is None:
             return
         self._closing.set()
-        self._send({"kind": "bye", "node": self.node, "sent": self.sent, "dropped": self.dropped})
+        self._tell({"kind": "bye", "node": self.node, "sent": self.sent, "dropped": self.dropped}, linger_ms)
         self._socket.close(linger=linger_ms)
         self._socket = None
         self._greeter.join()
         self._context.term()
 
-    def _greet(self, endpoint: str) -> None:
+    def _tell(self, record: dict[str, object], linger_ms: int) -> None:
+        """One record by a connection of its own: past the queue of spans, which may be full."""
+        with self._context.socket(zmq.PUSH) as socket:
+            socket.setsockopt(zmq.LINGER, linger_ms)
+            socket.connect(self._endpoint)
+            socket.send(orjson.dumps(record), zmq.NOBLOCK)
+
+    def _greet(self) -> None:
         """Until the collector answers once: compare clocks with it, and tell it what came of that."""
         while not self._closing.is_set():
-            offset = self._compare_clocks(endpoint)
+            offset = self._compare_clocks()
             if offset is not None:
-                with self._context.socket(zmq.PUSH) as socket:
-                    socket.setsockopt(zmq.LINGER, 500)
-                    socket.connect(endpoint)
-                    socket.send(
-                        orjson.dumps(
-                            {
-                                "kind": "node",
-                                "node": self.node,
-                                "offset_ns": offset.offset_ns,
-                                "uncertainty_ns": offset.uncertainty_ns,
-                            }
-                        )
-                    )
+                record = {"offset_ns": offset.offset_ns, "uncertainty_ns": offset.uncertainty_ns}
+                self._tell({"kind": "node", "node": self.node, **record}, 500)
                 return
             self._closing.wait(0.5)
 
-    def _compare_clocks(self, endpoint: str) -> Offset | None:
-        """None when the collector did not answer. One host: its one clock, exactly."""
+    def _compare_clocks(self) -> Offset | None:
+        """None when the collector did not answer, or nothing that is an answer. One host: its one clock, exactly."""
         ours = host_identity()
         exchanges: list[Offset] = []
         with self._context.socket(zmq.REQ) as socket:
             socket.setsockopt(zmq.LINGER, 0)
-            socket.connect(clock_endpoint(endpoint))
+            socket.setsockopt(zmq.MAXMSGSIZE, 1024)
+            socket.connect(self._clock_endpoint)
             for _ in range(EXCHANGES):
                 t0 = now_ns()
                 socket.send(b"clock")
@@ -93,16 +95,28 @@ class Telemetry:
                         break
                 if self._closing.is_set() or not socket.poll(0):
                     return None
-                answer = orjson.loads(socket.recv())
+                answer = socket.recv()
                 t3 = now_ns()
-                if ours and answer["host"] == ours:
-                    return Offset(0, 0)
-                exchanges.append(offset_of(t0, answer["t1"], answer["t2"], t3))
+                match _json(answer):
+                    case {"host": str(theirs), "t1": int(t1), "t2": int(t2)}:
+                        if ours and theirs == ours:
+                            return Offset(0, 0)
+                        exchanges.append(offset_of(t0, t1, t2, t3))
+                    case _:
+                        return None
         return best_of(exchanges)
 
 
 def clock_endpoint(endpoint: str) -> str:
-    """The collector compares clocks one port above the one it takes spans on."""
+    """The collector compares clocks one port above the one it takes spans on. Raises ValueError."""
     parts = urlsplit(endpoint)
-    assert parts.port is not None
+    if parts.scheme != "tcp" or not parts.hostname or not parts.port or parts.path:
+        raise ValueError(f"expected a telemetry endpoint tcp://host:port, got {endpoint!r}")
     return f"tcp://{parts.hostname}:{parts.port + 1}"
+
+
+def _json(message: bytes) -> object:
+    try:
+        return orjson.loads(message)
+    except orjson.JSONDecodeError:
+        return None

@@ -10,6 +10,8 @@ import grpc
 MAX_MESSAGE_BYTES = 16 << 20
 """messages above this are refused; 16 MiB holds 64 latents of 256 KiB and bounds what a peer can make us keep"""
 
+PRIVATE = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
+
 Options = list[tuple[str, Any]]
 
 
@@ -33,7 +35,7 @@ def channel_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
 
 
 def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
-    """Options of a server. Restarting on a port that was just in use is allowed; sharing one between two servers is not."""
+    """Options of a server. A port that was just in use can be taken again, but not shared by two servers."""
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
@@ -55,12 +57,18 @@ def sync_channel(target: str, max_message_bytes: int = MAX_MESSAGE_BYTES) -> grp
 def split_address(address: str) -> tuple[str, int]:
     """('host', port) of 'host:port' or '[v6]:port'. Raises ValueError."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or not 0 <= int(port) <= 65535:
-        raise ValueError(f"expected an address host:port, got {address!r}")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    well_formed = colon and host and bracketed == (":" in host) and not set(host) & set("[]/@ ")
+    if not well_formed or not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65535):
+        raise ValueError(f"expected an address host:port or [v6]:port, got {address[:120]!r}")
+    return host, int(port)
 
 
 def is_local_or_private(host: str) -> bool:
-    """Whether an address (not a name) is loopback, link-local or private."""
+    """Whether an address (not a name) is loopback, link-local or private (RFC 1918, RFC 4193). Raises ValueError."""
     address = ipaddress.ip_address(host)
-    return address.is_loopback or address.is_private or address.is_link_local
+    if isinstance(address, ipaddress.IPv6Address):
+        # ::ffff:8.8.8.8 reaches 8.8.8.8, and older Pythons call it private
+        address = address.ipv4_mapped or address
+    return address.is_loopback or address.is_link_local or any(address in network for network in PRIVATE)

@@ -16,7 +16,7 @@ NAMES = ("open_inference_pb2.py", "open_inference_pb2.pyi")
 
 def generate(into: Path) -> None:
     """The stub and its type stub. Raises RuntimeError with protoc's exit status."""
-    from grpc_tools import protoc
+    from grpc_tools import protoc  # type: ignore[import-untyped]
 
     proto = ROOT / "proto"
     plugin = Path(sys.executable).parent / "protoc-gen-mypy"

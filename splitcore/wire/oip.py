@@ -1,23 +1,26 @@
 """Frames to Open Inference Protocol messages and back. The only module that touches the protobuf classes.
 
 An encoded latent is an element of a BYTES tensor `latent` [k] in `raw_input_contents`, with the codec and the latent's
-shape in `parameters`; latents of the codec `identity` are a plain FP32 tensor [k, *shape], as any client of the protocol
-sends one. Replies always use `raw_output_contents`: stock clients do not read typed contents of numbers.
+shape in `parameters`; latents of the codec `identity` are a plain FP32 tensor [k, *shape], as any client of the
+protocol sends one. Replies always use `raw_output_contents`: stock clients do not read typed contents of numbers.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
+from numpy.typing import NDArray
 
 from splitcore.errors import WireError
 from splitcore.frame import Frame, Origin, Reply
 from splitcore.wire import open_inference_pb2 as pb
+from splitcore.wire.bounds import fields, weigh
 
 SERVICE = "inference.GRPCInferenceService"
 LIVE, READY, MODEL_READY = "ServerLive", "ServerReady", "ModelReady"
@@ -35,6 +38,10 @@ ARTEFACT_METADATA = "latentbed-artefact"
 MAX_ROWS = 4096
 """rows of one request at most"""
 MAX_ID = 512
+MAX_ATTEMPT = (1 << 31) - 1
+MAX_DIMENSIONS = 8
+RAW_INPUTS, RAW_OUTPUTS, INFER_RESPONSE = 7, 6, 2
+"""the protocol's numbers of the fields in which tensors travel, and of the response inside a streamed answer"""
 
 
 def path(method: str) -> str:
@@ -69,7 +76,7 @@ def pack_request(frame: Frame) -> bytes:
 
 def unpack_request(message: bytes) -> Frame:
     """A frame from a serialised ModelInferRequest of this or any other client. Raises WireError."""
-    request = _parse(pb.ModelInferRequest, message)
+    request = _parse(pb.ModelInferRequest, message, RAW_INPUTS)
     if len(request.id) > MAX_ID:
         raise WireError(f"expected an id of at most {MAX_ID} characters, got {len(request.id)}")
     frame_id = request.id
@@ -84,8 +91,8 @@ def unpack_request(message: bytes) -> Frame:
         raise refuse("expected the tensor in raw_input_contents, got typed contents")
     if len(request.raw_input_contents) != 1:
         raise refuse(f"expected one entry in raw_input_contents, got {len(request.raw_input_contents)}")
-    if not tensor.shape or not 1 <= tensor.shape[0] <= MAX_ROWS or len(tensor.shape) > 8:
-        raise refuse(f"expected a tensor of 1 to {MAX_ROWS} latents, got shape {list(tensor.shape)[:9]}")
+    if not tensor.shape or not 1 <= tensor.shape[0] <= MAX_ROWS or len(tensor.shape) > MAX_DIMENSIONS:
+        raise refuse(f"expected a tensor of 1 to {MAX_ROWS} latents, got shape {tensor.shape[: MAX_DIMENSIONS + 1]}")
     rows, raw = tensor.shape[0], request.raw_input_contents[0]
     payloads: tuple[bytes | memoryview, ...]
     if tensor.datatype == "FP32":
@@ -100,14 +107,19 @@ def unpack_request(message: bytes) -> Frame:
         view = memoryview(raw)
         payloads = tuple(view[i * size : (i + 1) * size] for i in range(rows))
     elif tensor.datatype == "BYTES":
-        codec = _string(request, CODEC_KEY) or "identity"
-        shape = _shape(_string(request, SHAPE_KEY), refuse)
+        codec = _string(request, CODEC_KEY, refuse) or "identity"
+        shape = _shape(_string(request, SHAPE_KEY, refuse), refuse)
         payloads = tuple(split_bytes_elements(raw, rows, refuse))
     else:
         raise refuse(f"expected a tensor of type FP32 or BYTES, got {tensor.datatype[:16]!r}")
-    attempt = _integer(request, ATTEMPT_KEY)
-    timeout = _integer(request, TIMEOUT_KEY)
-    origin: Origin = "query" if _string(request, ORIGIN_KEY) == "query" else "client"
+    attempt = _integer(request, ATTEMPT_KEY, refuse)
+    if attempt is not None and not 1 <= attempt <= MAX_ATTEMPT:
+        raise refuse(f"expected an attempt number of 1 to {MAX_ATTEMPT} in parameter {ATTEMPT_KEY}, got {attempt}")
+    timeout = _integer(request, TIMEOUT_KEY, refuse)
+    said = _string(request, ORIGIN_KEY, refuse) or "client"
+    if said not in ("client", "query"):
+        raise refuse(f"expected parameter {ORIGIN_KEY} to be client or query, got {said[:64]!r}")
+    origin: Origin = "query" if said == "query" else "client"
     return Frame(
         id=frame_id,
         payloads=payloads,
@@ -118,17 +130,24 @@ def unpack_request(message: bytes) -> Frame:
         model=request.model_name,
         version=request.model_version,
         timeout_us=timeout if timeout is not None and timeout > 0 else None,
-        labels_only=[output.name for output in request.outputs] == [LABEL],
+        labels_only=len(request.outputs) == 1 and request.outputs[0].name == LABEL,
     )
 
 
 def replace_payloads(message: bytes, payloads: Sequence[bytes | memoryview]) -> bytes:
-    """The same ModelInferRequest with other latents in it; ids, parameters and unknown fields stay. Raises WireError."""
-    request = _parse(pb.ModelInferRequest, message)
-    if request.inputs[0].datatype == "FP32":
-        request.raw_input_contents[0] = b"".join(payloads)
-    else:
-        request.raw_input_contents[0] = join_bytes_elements(payloads)
+    """The same ModelInferRequest with as many other latents; ids, parameters, unknown fields stay. Raises WireError."""
+    request = _parse(pb.ModelInferRequest, message, RAW_INPUTS)
+    if len(request.inputs) != 1 or len(request.raw_input_contents) != 1 or not request.inputs[0].shape:
+        raise WireError("expected one raw input tensor to replace, got another message", frame_id=request.id)
+    tensor, before = request.inputs[0], len(request.raw_input_contents[0])
+    plain = tensor.datatype == "FP32"
+    raw = b"".join(payloads) if plain else join_bytes_elements(payloads)
+    if len(payloads) != tensor.shape[0] or (plain and len(raw) != before):
+        raise WireError(
+            f"expected {tensor.shape[0]} latents to replace those in {before} bytes, got {len(payloads)} in {len(raw)}",
+            frame_id=request.id,
+        )
+    request.raw_input_contents[0] = raw
     return request.SerializeToString()
 
 
@@ -139,34 +158,45 @@ def pack_reply(reply: Reply) -> bytes:
 
 def pack_stream_reply(reply: Reply) -> bytes:
     """A reply as a serialised ModelStreamInferResponse; an error goes in-band, with the id of its request."""
-    return pb.ModelStreamInferResponse(error_message=reply.error or "", infer_response=_response(reply)).SerializeToString()
+    answer = pb.ModelStreamInferResponse(error_message=reply.error or "", infer_response=_response(reply))
+    return answer.SerializeToString()
 
 
 def unpack_reply(message: bytes) -> Reply:
     """From a serialised ModelInferResponse. Raises WireError."""
-    return _reply(_parse(pb.ModelInferResponse, message), None)
+    return _reply(_parse(pb.ModelInferResponse, message, RAW_OUTPUTS), None)
 
 
 def unpack_stream_reply(message: bytes) -> Reply:
-    """From a streamed answer in either dialect: Triton's ModelStreamInferResponse, or MLServer's bare ModelInferResponse.
+    """From a streamed answer: Triton's ModelStreamInferResponse or MLServer's bare ModelInferResponse.
 
-    The two cannot be confused: a bare response has its id (field 3) or its outputs (field 5) at the top, where Triton's
-    has only fields 1 and 2; and field 2 of a bare response is a version string, of Triton's a message. Raises WireError.
+    Told apart by the numbers of the fields, not by what happens to parse: a bare one has its id (3), outputs (5) or raw
+    contents (6) at the top, where Triton's has only an error (1) and a response (2). Parsing decides nothing: a bare
+    one's model name reads as an error, and version `01` as an empty response. A bare one with neither id nor outputs
+    cannot be told; it answers none of our requests, which all have ids. Raises WireError.
     """
-    try:
-        triton = pb.ModelStreamInferResponse.FromString(message)
-    except DecodeError:
+    parts = list(fields(message))
+    if any(number > INFER_RESPONSE for number, _, _ in parts):
         return unpack_reply(message)
-    if triton.HasField("infer_response") or not message:
-        return _reply(triton.infer_response, triton.error_message or None)
-    bare = _parse(pb.ModelInferResponse, message)
-    if bare.outputs or bare.id:
-        return _reply(bare, None)
-    return Reply(id="", error=triton.error_message)
+    if len(parts) > 2:
+        raise WireError(f"expected an error and a response in a streamed answer, got {len(parts)} fields")
+    for number, start, end in parts:
+        weigh(memoryview(message)[start:end], RAW_OUTPUTS if number == INFER_RESPONSE else 0)
+    triton = _parse(pb.ModelStreamInferResponse, message, INFER_RESPONSE)
+    return _reply(triton.infer_response, triton.error_message or None)
 
 
 def _response(reply: Reply) -> pb.ModelInferResponse:
     response = pb.ModelInferResponse(model_name=reply.model, model_version=reply.version, id=reply.id)
+    for key, value in reply.parameters.items():
+        if isinstance(value, bool):
+            response.parameters[key].bool_param = value
+        elif isinstance(value, int):
+            response.parameters[key].int64_param = value
+        elif isinstance(value, str):
+            response.parameters[key].string_param = value
+        else:
+            response.parameters[key].double_param = value
     if reply.scores is not None:
         response.outputs.add(name=SCORES, datatype="FP32", shape=reply.scores.shape)
         response.raw_output_contents.append(np.ascontiguousarray(reply.scores, "<f4").tobytes())
@@ -177,27 +207,49 @@ def _response(reply: Reply) -> pb.ModelInferResponse:
 
 
 def _reply(response: pb.ModelInferResponse, error: str | None) -> Reply:
+    """The first matrix of float32 is the scores, the first int64 the labels, whatever a foreign server calls them."""
+
+    def refuse(text: str) -> WireError:
+        return WireError(text, frame_id=response.id)
+
     scores = labels = None
-    if len(response.raw_output_contents) < len(response.outputs):
-        raise WireError(
-            f"expected raw contents for {len(response.outputs)} outputs, got {len(response.raw_output_contents)}",
-            frame_id=response.id,
-        )
-    for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
-        shape = tuple(output.shape)
-        try:
-            if output.datatype == "INT64":
-                labels = np.frombuffer(raw, "<i8").reshape(shape).reshape(-1)
-            elif output.datatype == "FP32" and len(shape) == 2:
-                scores = np.frombuffer(raw, "<f4").reshape(shape)
-        except ValueError as wrong:
-            raise WireError(
-                f"expected output {output.name!r} {output.datatype} {list(shape)}, got {len(raw)} bytes",
-                frame_id=response.id,
-            ) from wrong
+    outputs, raws = response.outputs, response.raw_output_contents
+    if len(outputs) != len(raws):
+        raise refuse(f"expected raw contents for {len(outputs)} outputs, got {len(raws)}")
+    for output, raw in zip(outputs, raws, strict=True):
+        if output.datatype == "FP32" and len(output.shape) == 2 and scores is None:
+            scores = _array(output, raw, "<f4", refuse)
+            if np.isnan(scores).any():
+                raise refuse(f"expected scores in output {output.name[:64]!r}, got NaN: the server's tail is at fault")
+        elif output.datatype == "INT64" and labels is None:
+            labels = _array(output, raw, "<i8", refuse).reshape(-1)
+    parameters = {
+        key: getattr(value, choice)
+        for key, value in response.parameters.items()
+        if (choice := value.WhichOneof("parameter_choice")) is not None
+    }
     return Reply(
-        id=response.id, scores=scores, labels=labels, error=error, model=response.model_name, version=response.model_version
+        id=response.id,
+        scores=scores,
+        labels=labels,
+        error=error,
+        model=response.model_name,
+        version=response.model_version,
+        parameters=parameters,
     )
+
+
+def _array(
+    output: pb.ModelInferResponse.InferOutputTensor, raw: bytes, dtype: str, refuse: Callable[[str], WireError]
+) -> NDArray[Any]:
+    shape = tuple(output.shape[: MAX_DIMENSIONS + 1])
+    fits = 1 <= len(shape) <= MAX_DIMENSIONS and all(1 <= n <= len(raw) for n in shape) and shape[0] <= MAX_ROWS
+    if not fits or math.prod(shape) * np.dtype(dtype).itemsize != len(raw):
+        raise refuse(
+            f"expected output {output.name[:64]!r} as {output.datatype} {list(shape)} of 1 to {MAX_ROWS} rows, "
+            f"got {len(raw)} bytes"
+        )
+    return np.frombuffer(raw, dtype).reshape(shape)
 
 
 def join_bytes_elements(elements: Sequence[bytes | memoryview]) -> bytes:
@@ -291,29 +343,42 @@ def unpack_model_name(message: bytes) -> tuple[str, str]:
 _Message = TypeVar("_Message", bound=Message)
 
 
-def _parse(kind: type[_Message], message: bytes) -> _Message:
+def _parse(kind: type[_Message], message: bytes, raw: int = 0) -> _Message:
+    """`raw`: the number of the field that holds tensors, 0 where there is none."""
+    weigh(message, raw)
     try:
         return kind.FromString(message)
     except DecodeError as error:
         raise WireError(f"expected a {kind.__name__}, got {len(message)} bytes that are none: {error}") from error
 
 
-def _string(request: pb.ModelInferRequest, key: str) -> str | None:
+def _string(request: pb.ModelInferRequest, key: str, refuse: Callable[[str], WireError]) -> str | None:
     # `in` first: indexing a map of messages would create the entry
     if key not in request.parameters:
         return None
-    return request.parameters[key].string_param
+    parameter = request.parameters[key]
+    choice = parameter.WhichOneof("parameter_choice")
+    if choice != "string_param":
+        raise refuse(f"expected parameter {key} as string_param, got {choice}")
+    return parameter.string_param
 
 
-def _integer(request: pb.ModelInferRequest, key: str) -> int | None:
+def _integer(request: pb.ModelInferRequest, key: str, refuse: Callable[[str], WireError]) -> int | None:
     if key not in request.parameters:
         return None
     parameter = request.parameters[key]
-    return parameter.uint64_param if parameter.WhichOneof("parameter_choice") == "uint64_param" else parameter.int64_param
+    match parameter.WhichOneof("parameter_choice"):
+        case "int64_param":
+            return parameter.int64_param
+        case "uint64_param":
+            return parameter.uint64_param
+        case choice:
+            raise refuse(f"expected parameter {key} as int64_param, got {choice}")
 
 
 def _shape(text: str | None, refuse: Callable[[str], WireError]) -> tuple[int, ...]:
-    parts = (text or "").split(",")
-    if not text or len(parts) > 8 or not all(part.isascii() and part.isdecimal() and len(part) < 9 for part in parts):
+    parts = (text or "").split(",", MAX_DIMENSIONS)
+    well_formed = all(part.isascii() and part.isdecimal() and len(part) < 9 and int(part) for part in parts)
+    if len(parts) > MAX_DIMENSIONS or not well_formed:
         raise refuse(f"expected the latent's shape in parameter {SHAPE_KEY} as 'C,H,W', got {(text or '')[:64]!r}")
     return tuple(map(int, parts))

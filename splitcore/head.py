@@ -1,0 +1,66 @@
+"""The phone's half: head.onnx in ONNX Runtime on the CPU. No torch.
+
+Threads are set, and ONNX Runtime's workers do not spin while idle: codec and network thread want the same cores.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from splitcore.artefact import HEAD, Artefact
+from splitcore.errors import ArtefactError
+from splitcore.latent import F32
+
+_ERRORS_ONLY = 3
+
+
+class Head:
+    """Images [k, C, H, W] to latents [k, *shape], for any k >= 1. Safe to call from several threads."""
+
+    def __init__(self, artefact: Artefact | Path | str, threads: int = 1) -> None:
+        self.artefact = artefact if isinstance(artefact, Artefact) else Artefact(Path(artefact))
+        self.input_shape = self.artefact.manifest.input_shape
+        self.latent = self.artefact.latent
+        path = self.artefact.path(HEAD)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = _ERRORS_ONLY
+        try:
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise ArtefactError(f"{path} is no network that this ONNX Runtime {ort.__version__} can run: {error}") from error
+        self._check_graph(path)
+
+    def _check_graph(self, path: Path) -> None:
+        inputs = {node.name: node.shape[1:] for node in self._session.get_inputs()}
+        outputs = {node.name: node.shape[1:] for node in self._session.get_outputs()}
+        expected = {"image": list(self.input_shape)}, {"latent": list(self.latent.shape)}
+        if (inputs, outputs) != expected:
+            raise ArtefactError(
+                f"{path}: expected {expected[0]} to {expected[1]} as the manifest says, got {inputs} to {outputs}: "
+                "export it again"
+            )
+
+    def __call__(self, images: NDArray[np.float32]) -> F32:
+        """Images float32 [k, C, H, W] in [0, 1] to latents [k, *shape]. Raises ArtefactError for any other array."""
+        if images.dtype != np.float32:
+            raise ArtefactError(f"expected images float32 in [0, 1], got {images.dtype}: for uint8 call `from_uint8`")
+        if images.ndim != 4 or images.shape[1:] != self.input_shape or not len(images):
+            raise ArtefactError(
+                f"head of {self.artefact.manifest.name}: expected images [k, {', '.join(map(str, self.input_shape))}] "
+                f"with k >= 1, got {list(images.shape)}"
+            )
+        return cast(F32, self._session.run(["latent"], {"image": images})[0])
+
+    def from_uint8(self, images: NDArray[np.uint8]) -> F32:
+        """Images uint8 [k, C, H, W] to latents [k, *shape]."""
+        if images.dtype != np.uint8:
+            raise ArtefactError(f"expected images uint8, got {images.dtype}: for float32 in [0, 1] call the head itself")
+        return self(images.astype(np.float32) / np.float32(255))

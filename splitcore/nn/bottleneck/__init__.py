@@ -1,0 +1,23 @@
+"""The family of bottlenecks: what sits at the split. Adding one touches its file and the tuple BOTTLENECKS."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
+
+from splitcore.nn.bottleneck.base import Bottleneck
+from splitcore.nn.bottleneck.cast import Float16Bottleneck, IdentityBottleneck
+from splitcore.nn.bottleneck.uniform import UniformBottleneck
+
+__all__ = [
+    "BOTTLENECKS",
+    "Bottleneck",
+    "BottleneckConfig",
+    "Float16Bottleneck",
+    "IdentityBottleneck",
+    "UniformBottleneck",
+]
+
+BOTTLENECKS = (IdentityBottleneck, Float16Bottleneck, UniformBottleneck)
+BottleneckConfig: TypeAlias = Annotated[IdentityBottleneck | Float16Bottleneck | UniformBottleneck, Field(discriminator="kind")]

@@ -1,0 +1,72 @@
+"""The split model in torch: head, bottleneck, tail, and the calibration of the latent between them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from splitcore.errors import ScenarioError
+from splitcore.latent import LatentSpec
+from splitcore.nn.bottleneck import Bottleneck
+
+MARGIN = 0.01
+"""share of its width by which a calibrated range is widened at either end; ours"""
+
+
+class SplitModel(nn.Module):
+    """Images [k, C, H, W] in [0, 1] to logits [k, classes], through the bottleneck."""
+
+    def __init__(self, head: nn.Module, bottleneck: Bottleneck, tail: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.bottleneck = bottleneck
+        self.tail = tail
+        self._latent: LatentSpec | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.tail(self.bottleneck(self.head(images)))
+        return logits
+
+    def unsplit(self, images: Tensor) -> Tensor:
+        """The same network with no bottleneck."""
+        logits: Tensor = self.tail(self.head(images))
+        return logits
+
+    @property
+    def latent(self) -> LatentSpec:
+        if self._latent is None:
+            raise ScenarioError("expected a calibrated model, got one whose ranges are not frozen: call `freeze` first")
+        return self._latent
+
+    def freeze(self, latent: LatentSpec) -> None:
+        """Fixes the ranges at the cut; the model is for evaluation from now on."""
+        self._latent = latent
+        self.bottleneck.freeze(latent)
+        self.eval()
+
+
+@torch.inference_mode()
+def calibrate(head: nn.Module, images: Tensor, *, batch: int = 512) -> LatentSpec:
+    """Shape, range and spread of the head's latents of `images` uint8 [n, C, H, W]; none of them is outside."""
+    was_training = head.training
+    head.eval()
+    device = next(head.parameters()).device
+    latents = torch.cat([head(as_unit(part.to(device))).cpu() for part in torch.split(images, batch)])
+    head.train(was_training)
+    spatial = [0, *range(2, latents.ndim)]
+    lo = latents.amin(spatial).numpy().astype(np.float64)
+    hi = latents.amax(spatial).numpy().astype(np.float64)
+    # a dead channel is constant; it still needs a range
+    margin = np.maximum(MARGIN * (hi - lo), 1e-3)
+    return LatentSpec(
+        shape=tuple(latents.shape[1:]),
+        lo=tuple(float(np.float32(value)) for value in lo - margin),
+        hi=tuple(float(np.float32(value)) for value in hi + margin),
+        std=max(float(latents.double().std()), 1e-6),
+    )
+
+
+def as_unit(images: Tensor) -> Tensor:
+    """uint8 0..255 to float32 in [0, 1]: the division that the phone does too."""
+    return images.to(torch.float32) / 255

@@ -1,0 +1,61 @@
+"""How heavy a message is, seen before protobuf parses it: the top level of protobuf's wire format.
+
+A field of two bytes can become an object of a hundred: 16 MiB of empty tensors take 700 MiB and more than a second to
+parse. So whatever is no tensor is bounded first. https://protobuf.dev/programming-guides/encoding/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from splitcore.errors import WireError
+
+MAX_LOOSE_BYTES = 64 << 10
+"""bytes of a message outside its tensors at most: parsed, they take up to 50 times as much memory"""
+MAX_FIELDS = 4096
+"""top-level fields of a message at most"""
+
+
+def weigh(message: bytes | memoryview, raw: int) -> None:
+    """Refuses a message that would take far more memory than its length, before it is parsed. Raises WireError."""
+    if len(message) <= MAX_LOOSE_BYTES:
+        return
+    loose = sum(end - start for number, start, end in fields(message) if number != raw)
+    if loose > MAX_LOOSE_BYTES:
+        raise WireError(f"expected at most {MAX_LOOSE_BYTES} bytes outside the tensors of a message, got {loose}")
+
+
+def fields(message: bytes | memoryview) -> Iterator[tuple[int, int, int]]:
+    """(number, start, end) of each top-level field's content (protobuf's wire format). Raises WireError."""
+    at = 0
+    for _ in range(MAX_FIELDS):
+        if at == len(message):
+            return
+        tag, at = _varint(message, at)
+        start = at
+        match tag & 7:
+            case 0:
+                _, at = _varint(message, at)
+            case 1:
+                at += 8
+            case 2:
+                size, start = _varint(message, at)
+                at = start + size
+            case 5:
+                at += 4
+            case other:
+                raise WireError(f"expected a protobuf message, got wire type {other} in {len(message)} bytes")
+        if at > len(message):
+            raise WireError(f"expected a protobuf message, got {len(message)} bytes with a field that ends at {at}")
+        yield tag >> 3, start, at
+    if at != len(message):
+        raise WireError(f"expected at most {MAX_FIELDS} fields in a message, got more in {len(message)} bytes")
+
+
+def _varint(message: bytes | memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift, byte in enumerate(message[at : at + 10]):
+        value |= (byte & 0x7F) << 7 * shift
+        if byte < 0x80:
+            return value, at + shift + 1
+    raise WireError(f"expected a protobuf message, got {len(message)} bytes that end within a number")

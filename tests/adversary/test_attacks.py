@@ -1,0 +1,175 @@
+"""Every attack against the contract, and each against a closed form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tails import LinearTail, attack_all, clean_latents, identity, spec, wire_spaces
+
+from adversary.attacks import ATTACKS, Attack
+from adversary.attacks.hopskipjump import HopSkipJump
+from adversary.attacks.nes import NES
+from adversary.attacks.noise import Noise
+from adversary.attacks.square import Square
+from splitcore.codec import fit
+from splitcore.journal import read
+from splitcore.latent import F32, LatentSpec
+from splitcore.threat import BALLS, Norm, ThreatModel
+
+SHAPES = [(8, 4, 4), (3, 7, 14), (3, 14, 7), (1, 1, 1), (64, 1, 1), (256, 2, 3), (40,), (6, 10)]
+CASES = [(kind, norm) for kind in ATTACKS for norm in kind.norms]
+
+
+def outcome_point(space_codec: str, shape: tuple[int, ...], payload: bytes) -> F32:
+    return fit(space_codec, spec(shape)).decode([payload])[0]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("kind", "norm"), CASES, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize("codec_name", ["identity", "float16", "uniform8/channel", "uniform4/tensor+zstd"])
+def test_an_attack_ends_on_every_shape_within_its_budget_and_in_the_ball_after_decoding(
+    kind: type[Attack], norm: Norm, shape: tuple[int, ...], codec_name: str, tmp_path: Path
+) -> None:
+    codec = fit(codec_name, spec(shape))
+    tail = LinearTail(codec)
+    latents = clean_latents(codec, 3)
+    threat = ThreatModel(norm=norm, eps=0.8, eps_unit="std", budget=157)
+    outcomes = attack_all(tail, kind(), threat, dict(enumerate(wire_spaces(codec, latents))), tmp_path)
+    assert sum(outcome.queries for outcome in outcomes.values()) == tail.rows
+    for number, outcome in outcomes.items():
+        assert outcome.error is None
+        assert outcome.queries <= 157
+        assert outcome.queries == sum(outcome.by_phase.values())
+        if outcome.payload is not None:
+            arrived = codec.decode([outcome.payload])
+            ball = BALLS[norm](
+                latents[number], 0.8 * (np.sqrt(codec.latent.elements) if norm == "l2" else 1), codec.lo, codec.hi
+            )
+            assert ball.contains(arrived)[0]
+            assert outcome.distance == pytest.approx(ball.distance(arrived)[0], abs=1e-5)
+        if outcome.success:
+            assert outcome.payload is not None
+            before, after = tail.scores(np.stack([latents[number], codec.decode([outcome.payload])[0]])).argmax(axis=1)
+            assert before == outcome.label
+            assert after == outcome.predicted != before
+
+
+@pytest.mark.parametrize(("kind", "norm"), CASES, ids=lambda value: getattr(value, "__name__", value))
+def test_a_sample_fares_alone_as_in_company(kind: type[Attack], norm: Norm, tmp_path: Path) -> None:
+    # float32 sums depend on their order, and that on the batch: latents in steps of 1/32 and small integers sum exactly
+    codec = fit("uniform8/channel", LatentSpec((8, 4, 4), (-4.0,) * 8, (-4 + 255 / 32,) * 8, 1.0))
+    tail = LinearTail(codec)
+    tail.W = np.rint(tail.W * 8).astype(np.float32)
+    codec_spaces = wire_spaces(codec, clean_latents(codec, 8))
+    threat = ThreatModel(norm=norm, eps=0.3, eps_unit="std", budget=200)
+    together = attack_all(tail, kind(), threat, dict(enumerate(codec_spaces)), tmp_path / "all", max_rows=37, in_flight=3)
+    for number in (0, 5):
+        alone = attack_all(tail, kind(), threat, {number: codec_spaces[number]}, tmp_path / str(number))[number]
+        company = together[number]
+        assert (alone.queries, alone.payload, alone.by_phase) == (company.queries, company.payload, company.by_phase)
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm"), [(Square(), "linf"), (NES(), "linf"), (HopSkipJump(), "l2")], ids=["square", "nes", "hsj"]
+)
+def test_an_attack_beats_noise_in_the_same_ball(attack: Attack, norm: Norm, tmp_path: Path) -> None:
+    codec = fit("uniform8/channel", spec((8, 4, 4)))
+    tail = LinearTail(codec)
+    latents = clean_latents(codec, 60)
+    spaces = dict(enumerate(wire_spaces(codec, latents)))
+    threat = ThreatModel(norm=norm, eps=0.15, eps_unit="std", budget=500)
+    found = attack_all(tail, attack, threat, spaces, tmp_path / "attack")
+    blind = attack_all(tail, Noise(), threat, spaces, tmp_path / "noise")
+    clean = tail.scores(latents).argmax(axis=1)
+    arrived = codec.decode([outcome.payload or b"" for _, outcome in sorted(blind.items())])
+    fell_to_noise = int((tail.scores(arrived).argmax(axis=1) != clean).sum())
+    fell = sum(outcome.success for outcome in found.values())
+    assert fell >= 2 * fell_to_noise + 10
+
+
+def test_hopskipjump_reaches_the_closed_form_distance_of_a_linear_tail(tmp_path: Path) -> None:
+    codec = identity((8, 4, 4))
+    tail = LinearTail(codec)
+    latents = clean_latents(codec, 12)
+    # a ball that no point of the other side lies in: the attack minimises until its budget is spent
+    ratios = []
+    for number, space in enumerate(wire_spaces(codec, latents)):
+        nearest = tail.l2_to_boundary(latents[number])
+        # just outside the closed form: reached only by a search that comes this near
+        threat = ThreatModel(norm="l2", eps=nearest * 1.06, eps_unit="absolute", budget=6000)
+        outcome = attack_all(tail, HopSkipJump(), threat, {number: space}, tmp_path / str(number))[number]
+        ratios.append(outcome.success)
+        inside = ThreatModel(norm="l2", eps=nearest * 0.995, eps_unit="absolute", budget=300)
+        assert not attack_all(tail, HopSkipJump(), inside, {number: space}, tmp_path / f"in{number}")[number].success
+    assert sum(ratios) >= 10
+
+
+def test_square_and_nes_reach_the_closed_form_margin_of_a_linear_tail(tmp_path: Path) -> None:
+    """In linf, the least eps that turns class y into j on z·W is (f_y - f_j) / ‖w_y - w_j‖₁."""
+    codec = identity((8, 4, 4))
+    tail = LinearTail(codec)
+    latents = clean_latents(codec, 12)
+    fell = {"square": 0, "nes": 0}
+    for number, space in enumerate(wire_spaces(codec, latents)):
+        scores = tail.scores(latents[number : number + 1])[0]
+        y = int(scores.argmax())
+        least = min((scores[y] - scores[j]) / np.abs(tail.W[:, y] - tail.W[:, j]).sum() for j in range(5) if j != y)
+        for attack in (Square(), NES()):
+            beyond = ThreatModel(norm="linf", eps=float(least) * 1.15, eps_unit="absolute", budget=3000)
+            within = ThreatModel(norm="linf", eps=float(least) * 0.995, eps_unit="absolute", budget=300)
+            place = tmp_path / f"{attack.kind}{number}"
+            fell[attack.kind] += attack_all(tail, attack, beyond, {number: space}, place / "a")[number].success
+            assert not attack_all(tail, attack, within, {number: space}, place / "b")[number].success
+    assert fell["square"] >= 11
+    assert fell["nes"] >= 11
+
+
+def test_the_schedule_of_square_is_the_papers_stretched_to_the_budget() -> None:
+    square = Square(p_init=0.8)
+    paper = {1: 0.8, 10: 0.8, 11: 0.4, 51: 0.2, 201: 0.1, 501: 0.05, 1001: 0.025, 2001: 0.0125, 4001: 0.00625, 9999: 0.8 / 512}
+    assert {i: square.p(i, 10_000) for i in paper} == pytest.approx(paper)
+    assert square.p(5, 500) == square.p(100, 10_000)
+
+
+def test_the_window_of_square_on_an_image_is_the_papers() -> None:
+    """Side round(√(p·H·W)), at least 1 and at most the map's side less one, over all channels."""
+    assert Square().window(0.05, 3, 224, 224) == (3, 50)
+    assert Square().window(0.8, 1, 28, 28) == (1, 25)
+    assert Square().window(1e-6, 3, 32, 32) == (3, 1)
+
+
+def test_the_gradient_that_nes_estimates_points_along_the_true_one() -> None:
+    """On a linear loss the expected estimate is the gradient; 4,000 mirrored probes come within a few degrees."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((4, 3, 3)).astype(np.float32)
+    w = rng.standard_normal((4, 3, 3)).astype(np.float32)
+    codec = identity((4, 3, 3))
+    space = wire_spaces(codec, z[None])[0]
+    ball = BALLS["linf"](z, 1.0, space.lo, space.hi)
+    search = NES(samples=4000, momentum=0.0).perturb(z, ball=ball, space=space, budget=10_000, rng=rng)
+    probes = next(search)
+    assert probes.phase == "probe"
+    losses = np.tensordot(probes.points, w, axes=3).astype(np.float32)
+    from adversary.attacks import Answers
+
+    k = len(losses)
+    step = search.send(Answers(losses, np.zeros(k, bool), probes.points, np.zeros(k, np.float32), np.ones(k, bool)))
+    moved = (step.points[0] - z).ravel()
+    agreement = (np.sign(moved) == -np.sign(w.ravel())).mean()
+    assert agreement > 0.95
+
+
+def test_the_ledger_names_each_sessions_rows_by_phase(tmp_path: Path) -> None:
+    codec = fit("uniform8/channel", spec((8, 4, 4)))
+    tail = LinearTail(codec)
+    spaces = dict(enumerate(wire_spaces(codec, clean_latents(codec, 5))))
+    threat = ThreatModel(norm="l2", eps=0.05, eps_unit="std", budget=400)
+    outcomes = attack_all(tail, HopSkipJump(), threat, spaces, tmp_path, max_rows=33)
+    booked: dict[tuple[str, str], int] = {}
+    for row in read(tmp_path / "queries.jsonl"):
+        for frame, phase, rows in row.get("asks", []):
+            booked[frame, phase] = booked.get((frame, phase), 0) + rows
+    claimed = {(outcome.frame, phase): n for outcome in outcomes.values() for phase, n in outcome.by_phase.items()}
+    assert booked == claimed
