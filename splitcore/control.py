@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import json
 import os
 import re
 import secrets
@@ -21,7 +22,8 @@ from typing import Annotated, Any
 
 import h11
 import uvicorn
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,6 +36,7 @@ PATIENCE_S = 10.0
 LOCAL_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 _AUTHORITY = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _REFUSED: dict[int | str, dict[str, Any]] = {
+    400: {"description": "a body that cannot be read"},
     401: {"description": "no token, or not the one of this node's token file"},
     403: {"description": "a foreign Origin"},
     413: {"description": f"a body above {MAX_BODY_BYTES} bytes"},
@@ -119,6 +122,13 @@ def control_app(title: str, *, token: str, names: frozenset[str] = frozenset()) 
     app = FastAPI(title=title, docs_url=None, redoc_url=None, responses=_REFUSED)
     app.add_middleware(Guard, names=LOCAL_NAMES | names)
     expected = token.encode()
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse(_: Request, error: RequestValidationError) -> Response:
+        # FastAPI's own answer repeats the input, and fails with 500 on what JSON can carry in but not out again: NaN
+        # and lone surrogates, in names too. So no input, and everything but ASCII escaped.
+        detail = [{key: problem[key] for key in ("type", "loc", "msg")} for problem in error.errors()]
+        return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
 
     def with_token(bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]) -> None:
         if bearer is None or not hmac.compare_digest(bearer.credentials.encode(), expected):

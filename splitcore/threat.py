@@ -74,10 +74,12 @@ class Ball:
 
     norm: Norm
 
-    def __init__(self, centre: F32, eps: float, lo: F32, hi: F32) -> None:
+    def __init__(self, centre: F32, eps: float, lo: F32, hi: F32, step: float | F32 = 0.0) -> None:
         self.centre = centre
         self.eps = eps
         self.lo, self.hi = lo, hi
+        self.step = step
+        """of the quantiser behind, broadcastable; 0: none"""
         self.reach = eps * (1 + 1e-5) + 4e-7 * (float(np.abs(centre).max(initial=0)) + eps)
         """eps, and what float32 rounds: how far a point that was put at eps may be measured to lie"""
 
@@ -103,15 +105,23 @@ class Ball:
 
 
 class LinfBall(Ball):
+    """On a quantiser's grid `project` stops at its last value inside the ball, so that rounding does not leave it."""
+
     norm = "linf"
+
+    def __init__(self, centre: F32, eps: float, lo: F32, hi: F32, step: float | F32 = 0.0) -> None:
+        super().__init__(centre, eps, lo, hi, step)
+        grid = np.asarray(step, np.float32)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inside = np.where(grid > 0, np.floor(self.reach / grid) * grid, np.float32(eps)).astype(np.float32)
+        self._low, self._high = np.maximum(centre - inside, lo), np.minimum(centre + inside, hi)
 
     def distance(self, points: F32) -> NDArray[np.float32]:
         furthest: NDArray[np.float32] = np.abs(points - self.centre).reshape(len(points), -1).max(axis=1)
         return furthest
 
     def project(self, points: F32) -> F32:
-        eps = np.float32(self.eps)
-        return self.boxed(np.clip(points, self.centre - eps, self.centre + eps))
+        return np.clip(points, self._low, self._high)
 
     def sample(self, rng: np.random.Generator, k: int) -> F32:
         noise = rng.random((k, *self.centre.shape), np.float32) * np.float32(2) - np.float32(1)

@@ -22,20 +22,21 @@ def main(
     if_missing: Annotated[bool, typer.Option("--if-missing", help="do nothing where OUT holds this recipe's artefact")] = False,
     data_dir: Annotated[Path | None, typer.Option(help="data sets; else LATENTBED_DATA, else ~/.cache/latentbed")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="of a training on the CPU; another number makes other weights")] = 1,
 ) -> None:
     """Trains RECIPE and writes its artefact to OUT."""
     try:
-        _run(load_recipe(recipe), out, if_missing=if_missing, data_dir=data_dir, device=device)
+        _run(load_recipe(recipe), out, if_missing=if_missing, data_dir=data_dir, device=device, threads=threads)
     except LatentbedError as error:
         typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
         raise typer.Exit(1) from error
 
 
-def _run(recipe: Recipe, out: Path, *, if_missing: bool, data_dir: Path | None, device: str) -> None:
+def _run(recipe: Recipe, out: Path, *, if_missing: bool, data_dir: Path | None, device: str, threads: int) -> None:
     if if_missing and is_artefact_of(recipe, out):
         typer.echo(f"{out} holds the artefact of recipe {recipe.name} already")
         return
-    model = train(recipe, data_dir, progress=sys.stderr.isatty(), device=device)
+    model = train(recipe, data_dir, progress=sys.stderr.isatty(), device=device, threads=threads)
     manifest = export(model, recipe, load(recipe.dataset, "test", data_dir), out).manifest
     typer.echo(f"{out}: {manifest.handshake}, accuracy {manifest.accuracy:.2%} unsplit on its samples")
 

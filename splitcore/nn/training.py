@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,19 +50,41 @@ def moments(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
     return mean, std
 
 
-def train(recipe: Recipe, data_dir: Path | None = None, *, progress: bool = True, device: str = "auto") -> SplitModel:
-    """Trains, calibrates and freezes. Raises DataError, ScenarioError."""
+def train(
+    recipe: Recipe, data_dir: Path | None = None, *, progress: bool = True, device: str = "auto", threads: int = 1
+) -> SplitModel:
+    """Trains, calibrates and freezes. Raises DataError, ScenarioError.
+
+    One thread unless told otherwise: for networks this small more threads cost about what they give, and sums in another
+    order make other weights.
+    """
     where = pick_device(device)
     dataset = load(recipe.dataset, "train", data_dir)
     cuda = [where] if where.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+    with (
+        torch.random.fork_rng(devices=cuda),
+        torch.backends.cudnn.flags(deterministic=True, benchmark=False),
+        _threads(threads),
+    ):
         torch.manual_seed(recipe.seed)
-        model = build(recipe, dataset).to(where)
+        # channels last: a quarter less time on a CPU
+        model = build(recipe, dataset).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         images = torch.from_numpy(dataset.images).to(where)
         labels = torch.from_numpy(dataset.labels).to(where)
         _fit(model, recipe, images, labels, progress=progress)
-    model.freeze(calibrate(model.head, images))
-    return model
+        model.to(memory_format=torch.contiguous_format)
+        model.freeze(calibrate(model.head, images))
+    return model  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _fit(model: SplitModel, recipe: Recipe, images: Tensor, labels: Tensor, *, progress: bool) -> None:
@@ -84,7 +108,8 @@ def _fit(model: SplitModel, recipe: Recipe, images: Tensor, labels: Tensor, *, p
             shuffled = torch.randperm(len(images), generator=order).to(images.device)
             for rows in torch.split(shuffled, recipe.batch)[:steps]:
                 x = augment(images[rows], recipe.augment, order)
-                loss: Tensor = criterion(model(as_unit(x)), labels[rows])
+                pixels = as_unit(x).contiguous(memory_format=torch.channels_last)
+                loss: Tensor = criterion(model(pixels), labels[rows])
                 optimiser.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 optimiser.step()

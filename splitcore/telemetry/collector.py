@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from pathlib import Path
 
 import orjson
@@ -22,7 +23,10 @@ class Collector:
         self.offsets: dict[str, Offset] = {}
         """by node: what to add to its clock to get ours"""
         self.dropped: dict[str, int] = {}
-        """by node: spans that it dropped, as far as it has told: with later spans, and when it says goodbye"""
+        """by node: spans that it dropped, as far as it has told: with later spans, and when it says goodbye; once we
+        are closed, with those that it sent and that never came"""
+        self._owed: Counter[str] = Counter()
+        """by node: spans that it said goodbye to, less those that came"""
         self._failure: OSError | None = None
         self._context = zmq.Context()
         self._spans: zmq.Socket[bytes] = self._context.socket(zmq.PULL)
@@ -76,12 +80,18 @@ class Collector:
                 self._clock.send(orjson.dumps({"host": host, "t1": t1, "t2": now_ns()}))
             if self._spans in ready:
                 self._drain()
-        for _ in range(100):
-            if not self._drain():
+        for _ in range(1000):
+            # a goodbye overtakes the spans before it, which are waited for; of others, what is there
+            owing = any(count > 0 for count in self._owed.values())
+            if not self._spans.poll(2000 if owing else 100):
                 break
+            self._drain()
+        for node, count in self._owed.items():
+            if count > 0:
+                self.dropped[node] += count
 
-    def _drain(self) -> int:
-        """Takes up to 1000 records, so that the clock is answered while spans flood in; says how many it took."""
+    def _drain(self) -> None:
+        """Takes up to 1000 records, so that the clock is answered while spans flood in."""
         rows: list[Row] = []
         taken = 0
         while taken < 1000 and self._spans.poll(0):
@@ -93,7 +103,6 @@ class Collector:
                 rows.append(row)
         self._journal.append(*rows)
         self.received += len(rows)
-        return taken
 
     def _take(self, message: bytes) -> Row | None:
         """The record with nothing but its known fields; None for what is none, however odd: anybody can send here."""
@@ -107,12 +116,14 @@ class Collector:
                     return None
                 if isinstance(dropped := record.get("dropped"), int):
                     self.dropped[node] = max(dropped, self.dropped.get(node, 0))
+                self._owed[node] -= 1
                 return {"kind": "span", "node": node, "frame": frame, "attempt": attempt, "t": times}
             case {"kind": "node", "node": str(node), "offset_ns": int(offset), "uncertainty_ns": int(uncertainty)}:
                 self.offsets[node] = Offset(offset, uncertainty)
                 return {"kind": "node", "node": node, "offset_ns": offset, "uncertainty_ns": uncertainty}
             case {"kind": "bye", "node": str(node), "sent": int(sent), "dropped": int(dropped)}:
                 self.dropped[node] = max(dropped, self.dropped.get(node, 0))
+                self._owed[node] += sent
                 return {"kind": "bye", "node": node, "sent": sent, "dropped": dropped}
             case _:
                 return None

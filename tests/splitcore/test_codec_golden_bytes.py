@@ -1,0 +1,95 @@
+"""What the codecs write, byte by byte, worked out by hand: a later version must read it and write the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import zstandard
+
+from splitcore.codec import fit
+from splitcore.latent import LatentSpec
+
+FLOATS = LatentSpec((4,), (-8.0,) * 4, (8.0,) * 4, 1.0)
+FLOAT_LATENT = np.array([[0.0, 1.0, -2.5, 0.15625]], np.float32)
+
+
+def test_identity_writes_little_endian_float32() -> None:
+    codec = fit("identity", FLOATS)
+    # 1.0 = 2^0: exponent 127; -2.5 = -1.25·2^1: exponent 128, fraction .25; 0.15625 = 1.25·2^-3: exponent 124
+    golden = bytes.fromhex("00000000 0000803f 000020c0 0000203e")
+    assert codec.encode(FLOAT_LATENT) == [golden]
+    assert (codec.decode([golden]) == FLOAT_LATENT).all()
+
+
+def test_float16_writes_little_endian_half_floats() -> None:
+    codec = fit("float16", FLOATS)
+    # exponent bias 15: 1.0 = 0x3c00, -2.5 = 1 10000 0100000000 = 0xc100, 0.15625 = 0 01100 0100000000 = 0x3100
+    golden = bytes.fromhex("0000 003c 00c1 0031")
+    assert codec.encode(FLOAT_LATENT) == [golden]
+    assert (codec.decode([golden]) == FLOAT_LATENT).all()
+
+
+# Codes of b bits in a row, first code in the highest bits, zero bits at the end.
+UNIFORM = [
+    # 00 01 10 11 | 11 000000
+    (2, [0, 1, 2, 3, 3], "1b c0"),
+    # 000 001 01|0 011 100 1|01 110 111 | 101 00000
+    (3, [0, 1, 2, 3, 4, 5, 6, 7, 5], "05 39 77 a0"),
+    # 0001 1111 | 1000 0000
+    (4, [1, 15, 8], "1f 80"),
+    # 10000 000|01 11111 0|0000 0000
+    (5, [16, 1, 31, 0], "80 7e 00"),
+    # 100000 00|0001 1111|11 000000
+    (6, [32, 1, 63], "80 1f c0"),
+    # 1000000 0|000001 00|00000 000
+    (7, [64, 1, 0], "80 04 00"),
+    (7, [127] * 8, "ff ff ff ff ff ff ff"),
+    (8, [0, 1, 128, 255], "00 01 80 ff"),
+]
+
+
+@pytest.mark.parametrize(("bits", "codes", "golden"), UNIFORM)
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+def test_uniform_writes_its_codes_without_gaps_most_significant_bit_first(
+    bits: int, codes: list[int], golden: str, per: str
+) -> None:
+    top = 2.0**bits - 1
+    spec = LatentSpec((len(codes),), (-1.0,) * len(codes), (top - 1,) * len(codes), 1.0)  # step 1: code = value + 1
+    codec = fit(f"uniform{bits}/{per}", spec)
+    latent = np.array([codes], np.float32) - 1
+    assert codec.encode(latent) == [bytes.fromhex(golden)]
+    assert (codec.decode([bytes.fromhex(golden)]) == latent).all()
+
+
+def test_uniform_per_channel_takes_each_channels_own_range() -> None:
+    # channel 0: [0, 3], step 1; channel 1: [-3, 0], step 1; 2 bits: 01 10 | 00 11
+    codec = fit("uniform2/channel", LatentSpec((2, 2), (0.0, -3.0), (3.0, 0.0), 1.0))
+    assert codec.encode(np.array([[[1, 2], [-3, 0]]], np.float32)) == [bytes([0b01100011])]
+
+
+def test_zstd_reads_a_frame_made_by_hand() -> None:
+    codec = fit("identity+zstd", FLOATS)
+    # RFC 8878: magic; descriptor 0x20: single segment, content size in one byte; 16; one raw block, last, of 16 bytes
+    plain = bytes.fromhex("00000000 0000803f 000020c0 0000203e")
+    by_hand = bytes.fromhex("28b52ffd 20 10 810000") + plain
+    assert (codec.decode([by_hand]) == FLOAT_LATENT).all()
+    # one block of a repeated byte (RLE, type 1), last: (16 << 3) | (1 << 1) | 1
+    repeated = bytes.fromhex("28b52ffd 20 10 830000 00")
+    assert not codec.decode([repeated]).any()
+
+
+@pytest.mark.skipif(zstandard.ZSTD_VERSION != (1, 5, 7), reason="another Zstandard may compress to other bytes")
+def test_zstd_of_the_pinned_version_writes_these_bytes() -> None:
+    codec = fit("uniform8/tensor+zstd", LatentSpec((4, 100), (0.0,) * 4, (255.0,) * 4, 1.0))
+    latent = np.tile(np.array([0x61, 0x62, 0x63, 0x64], np.float32), 100).reshape(1, 4, 100)
+    golden = bytes.fromhex("28b52ffd6090005d00002061626364010089ab8e08")
+    [payload] = codec.encode(latent)
+    assert (codec.decode([payload]) == latent).all()
+    assert payload == golden
+
+
+def test_every_zstd_frame_states_its_size() -> None:
+    for name in ("identity+zstd", "float16+zstd", "uniform3/channel+zstd"):
+        codec = fit(name, FLOATS)
+        [payload] = codec.encode(FLOAT_LATENT)
+        assert zstandard.frame_content_size(payload) == fit(name.removesuffix("+zstd"), FLOATS).max_payload_bytes
