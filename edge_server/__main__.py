@@ -1,0 +1,87 @@
+"""`python -m edge_server`: the edge server's command line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge_server.node import EdgeConfig, serve
+from edge_server.queue import BatchSettings
+from splitcore.errors import LatentbedError
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Outputs(StrEnum):
+    SCORES = "scores"
+    LABEL = "label"
+
+
+def main(
+    artefact: Annotated[Path, typer.Option(help="folder of the artefact whose tail is served")],
+    state: Annotated[Path, typer.Option(help="folder for ready.json, the token and server.jsonl")],
+    listen: Annotated[str, typer.Option(help="address of the data plane; port 0: any free one")] = "127.0.0.1:0",
+    control: Annotated[str, typer.Option(help="address of the control plane; port 0: any free one")] = "127.0.0.1:0",
+    token_file: Annotated[Path | None, typer.Option(help="default: STATE/token, made when absent")] = None,
+    names: Annotated[str, typer.Option(help="further Host names of the control plane, comma-separated")] = "",
+    telemetry: Annotated[str | None, typer.Option(help="tcp://host:port of the collector; none: no spans")] = None,
+    node: Annotated[str, typer.Option(help="this node's name in the telemetry")] = "edge",
+    device: Annotated[Device, typer.Option(help="auto: cuda where there is one")] = Device.AUTO,
+    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0: half the cores")] = 0,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="rows computed at once at most")] = 64,
+    max_queue_delay_microseconds: Annotated[int, typer.Option(min=0, help="how long a request waits for others")] = 0,
+    max_queue_size: Annotated[int, typer.Option(min=1, help="rows that may wait; above it: refused")] = 4096,
+    outputs: Annotated[Outputs, typer.Option(help="scores: logits and label; label: the label alone")] = Outputs.SCORES,
+    grace_s: Annotated[float, typer.Option(min=0, help="seconds that clients have to half-close at the end")] = 3.0,
+) -> None:
+    """Serves an artefact's tail over the Open Inference Protocol until SIGTERM."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    config = EdgeConfig(
+        artefact=artefact,
+        state=state,
+        listen=listen,
+        control=control,
+        token_file=token_file,
+        names=frozenset(filter(None, names.split(","))),
+        telemetry=telemetry,
+        node=node,
+        device=device.value,
+        threads=threads,
+        labels_only=outputs is Outputs.LABEL,
+        batching=BatchSettings(
+            max_batch_size=max_batch_size,
+            max_queue_delay_microseconds=max_queue_delay_microseconds,
+            max_queue_size=max_queue_size,
+        ),
+        grace_s=grace_s,
+    )
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve(config))
+    except (LatentbedError, OSError, ValueError) as error:
+        print(f"edge server: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed: 10 to 20 % less latency on small messages."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    loop: type[asyncio.AbstractEventLoop] = uvloop.Loop
+    return loop
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,144 @@
+"""One batch from payloads to replies: decode, log, compute. Runs on the tail's thread; values in, values out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_server.admission import VERSION
+from edge_server.log import ServerLog
+from edge_server.queue import Job, Outcome, Taken
+from edge_server.refusal import Refused, invalid
+from splitcore.errors import CodecError
+from splitcore.frame import Reply
+from splitcore.latent import F32
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Done:
+    """What came of one batch, for the callers and for the metrics."""
+
+    outcomes: list[tuple[Job, Outcome]] = field(default_factory=list)
+    cancelled: list[Job] = field(default_factory=list)
+    computed_rows: int = 0
+    slices: list[int] = field(default_factory=list)
+    """rows of every call of the tail"""
+    input_ns: int = 0
+    infer_ns: int = 0
+
+
+def decode(jobs: Sequence[Job]) -> F32:
+    """The latents [rows, *shape] of all jobs in order: one call a codec, then together. Raises CodecError."""
+    if all(job.codec is jobs[0].codec for job in jobs):
+        return jobs[0].codec.decode([payload for job in jobs for payload in job.frame.payloads])
+    latents = np.empty((sum(job.rows for job in jobs), *jobs[0].codec.latent.shape), np.float32)
+    at, places = 0, dict[str, tuple[list[int], list[Job]]]()
+    for job in jobs:
+        rows, members = places.setdefault(job.codec.name, ([], []))
+        rows.extend(range(at, at + job.rows))
+        members.append(job)
+        at += job.rows
+    for rows, members in places.values():
+        latents[rows] = members[0].codec.decode([payload for job in members for payload in job.frame.payloads])
+    return latents
+
+
+class BatchComputer:
+    """The steps of a batch, in the order that the log's promise needs: what is refused is not logged, what is logged
+    is computed."""
+
+    def __init__(
+        self,
+        tail: Callable[[F32], F32],
+        log: ServerLog,
+        *,
+        model: str,
+        max_batch_size: int,
+        labels_only: bool,
+        now_ns: Callable[[], int],
+    ) -> None:
+        self._tail, self._log, self._now_ns = tail, log, now_ns
+        self._model, self._max_batch_size, self._labels_only = model, max_batch_size, labels_only
+
+    def __call__(self, taken: Taken) -> Done:
+        done = Done(list(taken.refused), taken.cancelled)
+        if taken.batch:
+            try:
+                self._run(taken.batch, done)
+            except Exception:
+                # whatever torch raises (out of memory, a broken device) is this batch's answer; the next one may succeed
+                _log.exception("the tail failed on %d requests", len(taken.batch))
+                answered = {id(job) for job, _ in done.outcomes}
+                left = [job for job in taken.batch if id(job) not in answered]
+                _fail(left, done, "the tail failed on this batch; the server's own output says why")
+        return done
+
+    def _run(self, batch: list[Job], done: Done) -> None:
+        jobs, latents = self._decoded(batch, done)
+        if not jobs:
+            return
+        decoded_ns = self._now_ns()
+        done.input_ns = decoded_ns - jobs[0].dequeued_ns
+        try:
+            self._log.append(jobs, decoded_ns)
+        except OSError as error:
+            _log.error("%d requests refused: cannot write %s: %s", len(jobs), self._log.path, error)
+            _fail(jobs, done, f"the server's log cannot be written ({error.strerror}); nothing was computed")
+            return
+        logits = self._logits(latents, done)
+        tail_done_ns = self._now_ns()
+        done.infer_ns = tail_done_ns - decoded_ns
+        done.computed_rows = len(latents)
+        labels = logits.argmax(axis=1).astype(np.int64, copy=False)
+        finite = np.asarray(np.isfinite(logits).all(axis=1))
+        at = 0
+        for job in jobs:
+            rows = slice(at, at + job.rows)
+            at += job.rows
+            job.decoded_ns, job.tail_done_ns = decoded_ns, tail_done_ns
+            done.outcomes.append((job, self._outcome(job, logits[rows], labels[rows], finite[rows])))
+
+    def _decoded(self, jobs: list[Job], done: Done) -> tuple[list[Job], F32]:
+        """Those whose payloads are what their codec writes; the others get their answer in `done`."""
+        try:
+            return jobs, decode(jobs)
+        except CodecError:
+            pass  # one payload spoils the call of all: find out whose
+        good, parts = [], []
+        for job in jobs:
+            try:
+                parts.append(decode([job]))
+                good.append(job)
+            except CodecError as error:
+                done.outcomes.append((job, invalid(str(error))))
+        return good, np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+    def _logits(self, latents: F32, done: Done) -> F32:
+        """[rows, classes], at most `max_batch_size` rows at once."""
+        size, parts = self._max_batch_size, []
+        for at in range(0, len(latents), size):
+            parts.append(self._tail(latents[at : at + size]))
+            done.slices.append(len(parts[-1]))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _outcome(self, job: Job, scores: F32, labels: NDArray[np.int64], finite: NDArray[np.bool_]) -> Outcome:
+        if not finite.all():
+            return Refused(
+                grpc.StatusCode.INTERNAL,
+                "BACKEND",
+                f"expected finite scores, the tail gave NaN or infinity for row {int(finite.argmin())}: "
+                "the latent is far outside of what the tail was trained on",
+            )
+        without = self._labels_only or job.frame.labels_only
+        return Reply(id=job.frame.id, scores=None if without else scores, labels=labels, model=self._model, version=VERSION)
+
+
+def _fail(jobs: Sequence[Job], done: Done, text: str) -> None:
+    done.outcomes += [(job, Refused(grpc.StatusCode.INTERNAL, "BACKEND", text)) for job in jobs]

@@ -1,0 +1,121 @@
+"""The dynamic batcher: the event loop puts requests in, one thread takes batches out, computes them, and hands the
+answers back to the loop with one call a batch. torch never runs on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+from edge_server.batch import Done
+from edge_server.queue import BatchQueue, BatchSettings, Job, Taken
+from splitcore.telemetry.clock import now_ns as monotonic_ns
+
+
+class Batcher:
+    """Made and used on the event loop; `compute` and `warm_up` run on the batcher's own thread."""
+
+    def __init__(
+        self,
+        settings: BatchSettings,
+        compute: Callable[[Taken], Done],
+        *,
+        warm_up: Callable[[], None] = lambda: None,
+        on_done: Callable[[Done], None] = lambda done: None,
+        now_ns: Callable[[], int] = monotonic_ns,
+    ) -> None:
+        self.settings = settings
+        self._compute, self._warm_up, self._on_done, self._now_ns = compute, warm_up, on_done, now_ns
+        self._queue = BatchQueue(settings)
+        self._changed = threading.Condition()
+        self._held = self._flushing = self._closing = False
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._unanswered = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._thread = threading.Thread(target=self._serve, name="tail", daemon=True)
+
+    async def start(self) -> None:
+        """Returns when the tail is warm; raises what its first run raised."""
+        self._thread.start()
+        await self._ready
+
+    @property
+    def alive(self) -> bool:
+        """False when the thread has ended: nothing would be computed any more."""
+        return self._thread.is_alive()
+
+    @property
+    def pending(self) -> tuple[int, int]:
+        """(requests, rows) that wait in the queue."""
+        with self._changed:
+            return len(self._queue), self._queue.rows
+
+    def submit(self, job: Job) -> None:
+        """From the event loop. Raises Refused when the queue is full. Else `job.caller.answer` comes, once."""
+        with self._changed:
+            self._queue.put(job)
+            self._changed.notify()
+        self._unanswered += 1
+        self._idle.clear()
+
+    def hold(self) -> None:
+        """No batch leaves until `release`: batches form as a test wants them (TRITONSERVER_DELAY_SCHEDULER)."""
+        with self._changed:
+            self._held = True
+
+    def release(self) -> None:
+        """What has queued up meanwhile leaves now."""
+        with self._changed:
+            self._held = False
+            self._changed.notify()
+
+    async def flush(self) -> None:
+        """Everything that waits is computed without delay; returns when all of it is answered."""
+        with self._changed:
+            self._flushing, self._held = True, False
+            self._changed.notify()
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Flushes, then ends the thread."""
+        if self._thread.is_alive():
+            await self.flush()
+            with self._changed:
+                self._closing = True
+                self._changed.notify()
+            await asyncio.to_thread(self._thread.join)
+
+    def _serve(self) -> None:
+        try:
+            self._warm_up()
+        except Exception as error:
+            self._loop.call_soon_threadsafe(self._ready.set_exception, error)
+            return
+        self._loop.call_soon_threadsafe(self._ready.set_result, None)
+        while (taken := self._next()) is not None:
+            self._loop.call_soon_threadsafe(self._deliver, self._compute(taken))
+
+    def _next(self) -> Taken | None:
+        """Waits for the next batch; None when the batcher was closed."""
+        with self._changed:
+            while True:
+                if self._held or not self._queue:
+                    if self._closing:
+                        return None
+                    self._changed.wait()
+                    continue
+                now_ns = self._now_ns()
+                wait_ns = self._queue.due_ns() - now_ns
+                if wait_ns <= 0 or self._flushing:
+                    return self._queue.take(now_ns)
+                self._changed.wait(wait_ns / 1e9)
+
+    def _deliver(self, done: Done) -> None:
+        for job, outcome in done.outcomes:
+            job.caller.answer(job, outcome)
+        self._unanswered -= len(done.outcomes) + len(done.cancelled)
+        if not self._unanswered:
+            self._idle.set()
+        self._on_done(done)

@@ -1,0 +1,128 @@
+"""The edge's control plane: is it alive, is it ready, what does it serve, how much, and what has it computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Query
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, Field
+
+from edge_server.admission import VERSION
+from edge_server.log import chunks_of_run
+from edge_server.metrics import Metrics
+from edge_server.queue import BatchSettings
+from edge_server.service import InferenceService
+from splitcore.artefact import Artefact
+from splitcore.codec import CODECS, fit
+from splitcore.control import control_app
+
+RUN = r"^[A-Za-z0-9_.:+-]{1,96}$"
+"""a run's name, as the first word of a frame id"""
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    ready: bool
+    reason: str = Field(description="empty when ready")
+
+
+class Batching(BaseModel):
+    max_batch_size: int
+    max_queue_delay_microseconds: int
+    max_queue_size: int
+    max_queue_bytes: int
+
+
+class Model(BaseModel):
+    name: str
+    version: str
+    digest: str = Field(description="sha256 of the artefact's manifest, which names the hash of every file")
+    handshake: str = Field(description="what a client sends as call metadata `latentbed-artefact`")
+    approach: str
+    cut: str
+    latent_shape: list[int]
+    classes: list[str]
+    codec: str = Field(description="what the head's latents are sent with unless told otherwise")
+    codecs: list[str] = Field(description="kinds of codec that this server decodes")
+    outputs: list[Literal["scores", "label"]]
+    device: str
+    threads: int
+    ready: bool
+    batching: Batching
+
+
+class Models(BaseModel):
+    models: list[Model]
+
+
+def edge_app(
+    *,
+    service: InferenceService,
+    metrics: Metrics,
+    artefact: Artefact,
+    device: str,
+    threads: int,
+    settings: BatchSettings,
+    labels_only: bool,
+    log: Path,
+    token: str,
+    names: frozenset[str] = frozenset(),
+) -> FastAPI:
+    """Reading only: what the edge does is decided when it starts."""
+    app, _ = control_app("latentbed edge server", token=token, names=names)
+    manifest = artefact.manifest
+
+    @app.get("/healthz")
+    async def healthz() -> Health:
+        """The process answers."""
+        return Health()
+
+    @app.get("/readyz", responses={503: {"model": Readiness}})
+    async def readyz() -> Any:
+        """The model is warm and new requests are taken; 503 when not."""
+        reason = "" if service.accepting else "draining" if service.draining else "the model is not loaded"
+        body = Readiness(ready=service.accepting, reason=reason)
+        return JSONResponse(body.model_dump(), 200 if body.ready else 503)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def prometheus() -> PlainTextResponse:
+        """Prometheus text format, with Triton's names."""
+        return PlainTextResponse(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/models")
+    async def models() -> Models:
+        """What is served, from which artefact, on what, and how it is batched."""
+        return Models(
+            models=[
+                Model(
+                    name=manifest.name,
+                    version=VERSION,
+                    digest=manifest.digest,
+                    handshake=manifest.handshake,
+                    approach=manifest.approach,
+                    cut=manifest.cut,
+                    latent_shape=list(manifest.latent.shape),
+                    classes=list(manifest.classes),
+                    codec=fit(manifest.codec, artefact.latent).name,
+                    codecs=[codec().kind for codec in CODECS],
+                    outputs=["label"] if labels_only else ["scores", "label"],
+                    device=device,
+                    threads=threads,
+                    ready=service.accepting,
+                    batching=Batching(**vars(settings)),
+                )
+            ]
+        )
+
+    @app.get("/log", response_class=StreamingResponse, responses={200: {"content": {"application/x-ndjson": {}}}})
+    def server_log(run: Annotated[str, Query(pattern=RUN)]) -> StreamingResponse:
+        """The server's log of one run, as newline-delimited JSON: what was computed, in that order."""
+        return StreamingResponse(chunks_of_run(log, run), media_type="application/x-ndjson")
+
+    return app

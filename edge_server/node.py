@@ -1,0 +1,174 @@
+"""The edge server as one process on one event loop: how it starts, and in which order it ends.
+
+Start: listen on the control port, warm the tail, then the data port, then SERVING, then the ready file.
+End (Triton's order, and Envoy's): readiness false and health NOT_SERVING; new frames on open streams are answered
+`draining`; what is queued is computed and its answers are written; clients get a grace to half-close; the log closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+
+from edge_server.admission import VERSION
+from edge_server.batch import BatchComputer
+from edge_server.batcher import Batcher
+from edge_server.control import edge_app
+from edge_server.log import ServerLog
+from edge_server.metrics import Metrics
+from edge_server.queue import BatchSettings
+from edge_server.service import InferenceService
+from edge_server.tail import Tail, default_threads
+from splitcore.artefact import Artefact
+from splitcore.control import load_token, serving
+from splitcore.telemetry.clock import now_ns
+from splitcore.telemetry.spans import Telemetry
+from splitcore.wire import oip
+from splitcore.wire.channel import server_options, split_address
+
+READY_FILE, LOG_FILE = "ready.json", "server.jsonl"
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeConfig:
+    """Everything that the command line decides."""
+
+    artefact: Path
+    state: Path
+    listen: str = "127.0.0.1:0"
+    control: str = "127.0.0.1:0"
+    token_file: Path | None = None
+    names: frozenset[str] = frozenset()
+    telemetry: str | None = None
+    node: str = "edge"
+    device: str = "auto"
+    threads: int = 0
+    """0: half the cores"""
+    labels_only: bool = False
+    batching: BatchSettings = field(default_factory=BatchSettings)
+    grace_s: float = 3.0
+    """how long clients have to half-close their streams at the end"""
+
+
+class EdgeServer:
+    """`start`, then wait for whatever ends it, then `drain`."""
+
+    def __init__(self, config: EdgeConfig) -> None:
+        self.config = config
+        self.address = self.control = ""
+        self._rim = contextlib.AsyncExitStack()
+
+    async def start(self) -> None:
+        """Returns when clients are served. Raises LatentbedError, OSError, ValueError; then nothing is left open."""
+        async with contextlib.AsyncExitStack() as rim:
+            await self._start(rim)
+            self._rim = rim.pop_all()
+
+    async def _start(self, rim: contextlib.AsyncExitStack) -> None:
+        config = self.config
+        config.state.mkdir(parents=True, exist_ok=True)
+        ready_file = config.state / READY_FILE
+        ready_file.unlink(missing_ok=True)
+        artefact = Artefact(config.artefact)
+        token = load_token(config.token_file or config.state / "token")
+        log = ServerLog(config.state / LOG_FILE)
+        rim.callback(log.close)
+        telemetry = Telemetry(config.node, config.telemetry)
+        rim.callback(telemetry.close)
+        threads = config.threads or default_threads()
+        tail = Tail(artefact, device=config.device, threads=threads, max_batch_size=config.batching.max_batch_size)
+        computer = BatchComputer(
+            tail,
+            log,
+            model=artefact.manifest.name,
+            max_batch_size=config.batching.max_batch_size,
+            labels_only=config.labels_only,
+            now_ns=now_ns,
+        )
+        self.metrics = Metrics(artefact.manifest.name, VERSION, lambda: self.batcher.pending)
+        self.batcher = Batcher(config.batching, computer, warm_up=tail.warm_up, on_done=self.metrics.done)
+        rim.push_async_callback(self.batcher.close)
+        self.service = InferenceService(artefact, self.batcher, self.metrics, telemetry, labels_only=config.labels_only)
+        app = edge_app(
+            service=self.service,
+            metrics=self.metrics,
+            artefact=artefact,
+            device=tail.device,
+            threads=threads,
+            settings=config.batching,
+            labels_only=config.labels_only,
+            log=log.path,
+            token=token,
+            names=config.names,
+        )
+        host, port = split_address(config.control)
+        self.control = f"{_bracketed(host)}:{await rim.enter_async_context(serving(app, host, port))}"
+        self._health = health_aio.HealthServicer()
+        await self._set_health(NOT_SERVING)
+        self._server = grpc.aio.server(options=server_options())
+        self._server.add_generic_rpc_handlers((self.service.handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        host, _ = split_address(config.listen)
+        try:
+            port = self._server.add_insecure_port(config.listen)
+        except RuntimeError as error:
+            # only a server that was started can be closed in order
+            await self._server.start()
+            await self._server.stop(None)
+            raise OSError(f"cannot listen on {config.listen}: {error}; choose another --listen") from error
+        self.address = f"{_bracketed(host)}:{port}"
+        await self._server.start()
+        rim.push_async_callback(self._server.stop, None)
+        await self.batcher.start()
+        self.service.ready = True
+        await self._set_health(SERVING)
+        _write_whole(ready_file, {"pid": os.getpid(), "grpc": self.address, "control": self.control})
+
+    async def drain(self) -> None:
+        """Answers what was accepted, refuses what comes now, and closes everything."""
+        grace_s = self.config.grace_s
+        self.service.draining = True
+        await self._set_health(NOT_SERVING)
+        await self.batcher.flush()
+        with contextlib.suppress(TimeoutError):
+            # a client that does not read its answers is not waited for
+            await asyncio.wait_for(self.service.written(), grace_s)
+        await self._server.stop(grace_s)
+        await self._rim.aclose()
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", oip.SERVICE):
+            await self._health.set(name, status)
+
+
+async def serve(config: EdgeConfig) -> None:
+    """Until SIGTERM or SIGINT."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    server = EdgeServer(config)
+    await server.start()
+    print(f"edge server: grpc {server.address}, control http://{server.control}", flush=True)
+    await stop.wait()
+    await server.drain()
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _write_whole(path: Path, content: dict[str, str | int]) -> None:
+    """Who finds the file finds all of it."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(content) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,99 @@
+"""One ModelStreamInfer: a reading loop, a writer, and what lies between them.
+
+One task reads and one writes for the stream's whole life; a frame costs no task. Answers leave in the order in which
+they are ready. The client half-closes; the stream then ends when everything that was asked is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+
+import grpc
+
+from edge_server.queue import Job, Outcome
+from edge_server.refusal import Refused
+from splitcore.frame import Reply
+from splitcore.wire import oip
+
+_log = logging.getLogger(__name__)
+
+MAX_UNREAD = 256
+"""answers that wait for a client that does not read them; above this we stop reading its frames"""
+
+
+class Stream:
+    """Who waits for the answers of one stream."""
+
+    def __init__(self, context: grpc.aio.ServicerContext, on_replied: Callable[[Job], None]) -> None:
+        self.gone = False
+        self._context, self._on_replied = context, on_replied
+        self._outbox: deque[tuple[Job | None, Reply]] = deque()
+        self._pending = 0
+        """frames in the batcher, and answers that are not on the wire yet"""
+        self._ended = False
+        self._wake = asyncio.Event()
+        self._moved = asyncio.Event()
+
+    async def run(self, take: Callable[[bytes], None]) -> None:
+        """Gives every message to `take`; returns when the client has half-closed and every answer is written."""
+        writer = asyncio.create_task(self._write(), name="stream writer")
+        read = self._context.read
+        try:
+            while (message := await read()) is not grpc.aio.EOF and not self.gone:
+                take(message)
+                while len(self._outbox) > MAX_UNREAD and not self.gone:
+                    self._moved.clear()
+                    await self._moved.wait()
+            self._ended = True
+            self._wake.set()
+            await writer
+        finally:
+            self.gone = True
+            self._moved.set()
+            writer.cancel()
+
+    def submitted(self) -> None:
+        """A frame of this stream is in the batcher; `answer` will come for it."""
+        self._pending += 1
+
+    def answer(self, job: Job, outcome: Outcome) -> None:
+        if isinstance(outcome, Refused):
+            outcome = Reply(id=job.frame.id, error=outcome.in_band)
+        self._outbox.append((job, outcome))
+        self._wake.set()
+
+    def refuse(self, frame_id: str, refusal: Refused) -> None:
+        """An in-band error for a frame that never was in the batcher."""
+        self._pending += 1
+        self._outbox.append((None, Reply(id=frame_id, error=refusal.in_band)))
+        self._wake.set()
+
+    async def written(self) -> None:
+        """Returns when nothing is owed, or when nobody is there any more."""
+        while self._pending and not self.gone:
+            self._moved.clear()
+            await self._moved.wait()
+
+    async def _write(self) -> None:
+        outbox, write = self._outbox, self._context.write
+        try:
+            while not (self._ended and not self._pending):
+                if not outbox:
+                    self._wake.clear()
+                    await self._wake.wait()
+                    continue
+                job, reply = outbox.popleft()
+                await write(oip.pack_stream_reply(reply))
+                self._pending -= 1
+                self._moved.set()
+                if job is not None:
+                    self._on_replied(job)
+        except grpc.aio.BaseError as error:
+            _log.info("a client went away with %d answers unread: %s", self._pending, error)
+        finally:
+            # whatever ended the writer, nobody can be answered any more: the reader stops, queued frames are dropped
+            self.gone = True
+            self._moved.set()
