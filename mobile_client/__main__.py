@@ -1,0 +1,142 @@
+"""`python -m mobile_client`: the phone. Without a command it serves its control API; `once` runs one pass and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from mobile_client.node import NodeConfig, serve
+from mobile_client.once import once
+from mobile_client.passes import PassRequest
+from mobile_client.phone import PhoneConfig
+from splitcore import codec as codecs
+from splitcore.data import DATASETS
+from splitcore.errors import LatentbedError
+from splitcore.event_loop import new_event_loop
+
+app = typer.Typer(add_completion=False, invoke_without_command=True, pretty_exceptions_enable=False)
+
+Artefact = Annotated[Path | None, typer.Option(help="folder of the artefact whose head runs here")]
+State = Annotated[Path | None, typer.Option(help="folder for ready.json, the token and the passes")]
+Target = Annotated[str | None, typer.Option(help="where frames go, host:port")]
+Telemetry = Annotated[str | None, typer.Option(help="tcp://host:port of the collector; none: no spans")]
+Node = Annotated[str, typer.Option(help="this node's name in frame ids and telemetry")]
+DataDir = Annotated[Path | None, typer.Option(help="data sets", envvar="LATENTBED_DATA")]
+Threads = Annotated[int, typer.Option(min=1, help="threads of ONNX Runtime")]
+Patience = Annotated[float, typer.Option(min=0, help="seconds of trying again before a pass fails")]
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    artefact: Artefact = None,
+    state: State = None,
+    target: Target = None,
+    control: Annotated[str, typer.Option(help="address of the control API; port 0: any free one")] = "127.0.0.1:0",
+    token_file: Annotated[Path | None, typer.Option(help="default: STATE/token, made when absent")] = None,
+    names: Annotated[str, typer.Option(help="further Host names of the control API, comma-separated")] = "",
+    telemetry: Telemetry = None,
+    node: Node = "client",
+    data_dir: DataDir = None,
+    threads: Threads = 1,
+    patience_s: Patience = 60.0,
+) -> None:
+    """Sends the latents of samples to TARGET, as the control API asks for, until POST /exit or SIGTERM."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    if context.invoked_subcommand is not None:
+        return
+    config = NodeConfig(
+        state=_given(state, "--state"),
+        control=control,
+        token_file=token_file,
+        names=frozenset(filter(None, names.split(","))),
+        telemetry=telemetry,
+    )
+    phone = _phone(artefact, target, node=node, data_dir=data_dir, threads=threads, patience_s=patience_s)
+    raise typer.Exit(_run(serve(config, phone)))
+
+
+@app.command("once")
+def one_pass(
+    count: Annotated[int, typer.Option(min=1, help="frames to send")],
+    artefact: Artefact = None,
+    state: State = Path("runs/phone"),
+    target: Target = None,
+    run: Annotated[str | None, typer.Option(help="name of the pass; an old one is resumed")] = None,
+    source: Annotated[str, typer.Option(help="artefact, a data set's name, or a folder of images")] = "artefact",
+    codec: Annotated[str | None, typer.Option(help="e.g. identity, uniform4/channel+zstd; default: the artefact's")] = None,
+    load: Annotated[str, typer.Option(help="single_stream, server (with --rate-hz) or offline")] = "single_stream",
+    rate_hz: Annotated[float | None, typer.Option(help="mean arrivals a second of the pattern server")] = None,
+    window: Annotated[int, typer.Option(help="frames in flight at most")] = 16,
+    deadline_ms: Annotated[float | None, typer.Option(help="of a frame, from its scheduled arrival")] = None,
+    link: Annotated[str | None, typer.Option(help="wifi, lte, 5g or lan; default: the network as it is")] = None,
+    seed: Annotated[int, typer.Option(help="of the arrivals and the link")] = 0,
+    telemetry: Telemetry = None,
+    node: Node = "client",
+    data_dir: DataDir = None,
+    threads: Threads = 1,
+    patience_s: Patience = 10.0,
+) -> None:
+    """Runs one pass and prints its accuracy and latency."""
+    phone = _phone(artefact, target, node=node, data_dir=data_dir, threads=threads, patience_s=patience_s)
+    try:
+        request = PassRequest.model_validate(
+            {
+                "run": run or f"once-{time.time_ns() // 1_000_000}",
+                "count": count,
+                "source": _source(source),
+                "codec": None if codec is None else codecs.parse(codec),
+                "load": {"kind": load} | ({} if rate_hz is None else {"rate_hz": rate_hz}),
+                "window": window,
+                "deadline_ms": deadline_ms,
+                "link": link,
+                "seed": seed,
+            }
+        )
+    except (ValidationError, LatentbedError) as error:
+        raise typer.BadParameter(str(error)) from error
+    _run(once(_given(state, "--state"), phone, request, telemetry, Console()))
+
+
+def _source(name: str) -> dict[str, str]:
+    if name == "artefact":
+        return {"kind": "artefact"}
+    return {"kind": "dataset", "name": name} if name in DATASETS else {"kind": "folder", "path": name}
+
+
+def _phone(artefact: Path | None, target: str | None, **rest: Any) -> PhoneConfig:
+    return PhoneConfig(artefact=_given(artefact, "--artefact"), target=_given(target, "--target"), **rest)
+
+
+_T = TypeVar("_T")
+
+
+def _given(value: _T | None, option: str) -> _T:
+    if value is None:
+        raise typer.BadParameter(f"expected {option}, it was not given")
+    return value
+
+
+def _run(main: Coroutine[Any, Any, _T]) -> _T:
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            return runner.run(main)
+    except asyncio.CancelledError:
+        print("mobile client: stopped; the same --run goes on where it ended", file=sys.stderr)
+        raise typer.Exit(0) from None
+    except (LatentbedError, OSError, ValueError) as error:
+        print(f"mobile client: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    app()

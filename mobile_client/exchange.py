@@ -1,0 +1,40 @@
+"""A shot as a request, and a reply as what it says of the shot."""
+
+from __future__ import annotations
+
+from mobile_client.shot import Shot
+from splitcore.artefact import Manifest
+from splitcore.errors import WireError
+from splitcore.frame import Frame, Reply
+from splitcore.telemetry.clock import now_ns
+from splitcore.wire import oip
+
+
+def request_of(shot: Shot, manifest: Manifest, codec: str, deadline_ms: float | None) -> bytes:
+    """A serialised request. It carries what is left of the deadline; a frame that is late already still says so."""
+    timeout_us = None
+    if deadline_ms is not None:
+        timeout_us = max(1, int(deadline_ms * 1000) - (now_ns() - shot.scheduled_ns) // 1000)
+    frame = Frame(
+        id=shot.id,
+        payloads=(shot.payload,),
+        codec=codec,
+        shape=manifest.latent.shape,
+        attempt=shot.attempt,
+        model=manifest.name,
+        timeout_us=timeout_us,
+    )
+    return oip.pack_request(frame)
+
+
+def judge(reply: Reply, classes: int) -> tuple[int | None, str | None]:
+    """(label, None), or (None, what is wrong with the answer)."""
+    if reply.error is not None:
+        return None, reply.error
+    try:
+        label = reply.label
+    except WireError as error:
+        return None, str(error)
+    if not 0 <= label < classes:
+        return None, f"expected a label below {classes}, got {label}"
+    return label, None

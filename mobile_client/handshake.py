@@ -1,0 +1,80 @@
+"""Before the first frame: do the phone and whoever answers hold the same artefact, and is its model served there?
+
+Asked with a unary call, whose status is reliable; that of a stream that the server ends early is not (grpc#36066).
+"""
+
+from __future__ import annotations
+
+import grpc
+
+from splitcore.artefact import Manifest, agree
+from splitcore.errors import HandshakeError
+from splitcore.wire import oip
+
+TIMEOUT_S = 10.0
+REFUSALS = frozenset(
+    {
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.UNIMPLEMENTED,
+    }
+)
+"""asking again would not help"""
+
+
+def metadata_of(manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    """What the phone says of itself with every call."""
+    return ((oip.ARTEFACT_METADATA, manifest.handshake),)
+
+
+async def shake_hands(channel: grpc.aio.Channel, manifest: Manifest) -> None:
+    """Raises HandshakeError, naming both sides; grpc.aio.AioRpcError when nobody answered; WireError."""
+    call = channel.unary_unary(oip.path(oip.MODEL_METADATA))(
+        oip.pack_model_name(manifest.name), metadata=metadata_of(manifest), timeout=TIMEOUT_S
+    )
+    compare(await call.initial_metadata(), manifest)
+    try:
+        served = oip.unpack_model_metadata(await call)
+    except grpc.aio.AioRpcError as error:
+        refusal = refusal_of(error, manifest)
+        if refusal is not None:
+            raise refusal from error
+        raise
+    check_shape(served, manifest)
+
+
+def compare(initial: grpc.aio.Metadata | None, manifest: Manifest) -> None:
+    """The server's handshake with ours; a server of another make sends none. Raises HandshakeError."""
+    for key, value in initial or ():
+        if key == oip.ARTEFACT_METADATA:
+            agree(manifest.handshake, str(value), we="phone", they="edge server")
+
+
+def refusal_of(error: grpc.aio.AioRpcError, manifest: Manifest) -> HandshakeError | None:
+    """What a status means that no retry will change; None for any other."""
+    if error.code() not in REFUSALS:
+        return None
+    return refused(f"{error.code().name}: {error.details()}", manifest)
+
+
+def refused(text: str, manifest: Manifest) -> HandshakeError:
+    return HandshakeError(
+        f"the phone holds artefact {manifest.handshake[:100]}, the server refused it: {text[:300]}: "
+        "give both the same artefact folder, and the phone the address of the edge server"
+    )
+
+
+def check_shape(served: oip.ModelMetadata, manifest: Manifest) -> None:
+    """The served model's latent must be ours; -1 stands for any size. Raises HandshakeError."""
+    tensors = [tensor for tensor in served.inputs if tensor.name == oip.INPUT]
+    ours = tuple(manifest.latent.shape)
+    if tensors and tensors[0].datatype == "BYTES":
+        return  # encoded latents alone: each frame carries its shape
+    theirs = tensors[0].shape[1:] if tensors else None
+    if theirs is None or len(theirs) != len(ours) or any(b not in (-1, a) for a, b in zip(ours, theirs, strict=True)):
+        raise HandshakeError(
+            f"the phone sends `{oip.INPUT}` [k, {', '.join(map(str, ours))}] for model {manifest.name}, the server takes "
+            f"{[(tensor.name, list(tensor.shape)) for tensor in served.inputs][:4]}: give both the same artefact folder"
+        )

@@ -1,0 +1,233 @@
+"""One long-lived ModelStreamInfer: frames out through a bounded window, answers in any order, again after a loss.
+
+Delivery to the server is at least once, the line of a frame exactly once: a frame stays in the window until its first
+answer, a stream that ends before all are answered is lost, and the next one begins with everything unanswered, in order
+of sequence, one attempt higher, under the same ids. Later answers to an id are dropped and counted.
+
+A status INTERNAL "Internal error from Core" says nothing of the server (grpc#36066): it is one more lost stream. The
+client half-closes, so a good end has no such race.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+
+import grpc
+
+from mobile_client import handshake
+from mobile_client.backoff import Backoff
+from mobile_client.exchange import judge, request_of
+from mobile_client.record import PassRecord
+from mobile_client.shot import Shot
+from splitcore.artefact import Manifest
+from splitcore.errors import LatentbedError, WireError
+from splitcore.frame import Reply
+from splitcore.telemetry.clock import now_ns
+from splitcore.telemetry.spans import Telemetry
+from splitcore.wire import oip
+from splitcore.wire.channel import aio_channel
+
+_log = logging.getLogger(__name__)
+
+HALF_CLOSE_S = 2.0
+"""how long the server has to end its side once everything is answered"""
+DRAINING = "UNAVAILABLE: draining"
+"""the edge is stopping: not an answer, the frame is asked again when it is back"""
+HANDSHAKE = f"{grpc.StatusCode.FAILED_PRECONDITION.name}:"
+"""in-band, the edge's word for another artefact"""
+
+
+class StreamLostError(LatentbedError):
+    """The stream is of no more use; what was not answered is asked again on another."""
+
+
+class Sender:
+    """The stream of one pass. `submit` shots, `close`, and `run` beside them all until everything is answered."""
+
+    def __init__(
+        self,
+        *,
+        target: str,
+        manifest: Manifest,
+        codec: str,
+        window: int,
+        record: PassRecord,
+        telemetry: Telemetry,
+        patience_s: float,
+    ) -> None:
+        self.connected = asyncio.Event()
+        """set for good when hands were shaken the first time"""
+        self.dropped = 0
+        """answers to ids that had one already, or that were never asked"""
+        self.losses = 0
+        self._target, self._manifest, self._codec = target, manifest, codec
+        self._record, self._telemetry = record, telemetry
+        self._backoff = Backoff(patience_s)
+        self._room = asyncio.Semaphore(window)
+        self._window: dict[str, Shot] = {}
+        self._unsent: deque[Shot] = deque()
+        self._closed = self._draining = False
+        self._wake = asyncio.Event()
+
+    async def submit(self, shot: Shot) -> None:
+        """Waits for room in the window."""
+        await self._room.acquire()
+        shot.attempt = self._record.earlier_attempts(shot.id)
+        self._window[shot.id] = shot
+        self._unsent.append(shot)
+        self._wake.set()
+
+    def close(self) -> None:
+        """No more shots will come."""
+        self._closed = True
+        self._wake.set()
+
+    @property
+    def _finished(self) -> bool:
+        return self._closed and not self._window
+
+    async def run(self) -> None:
+        """Raises HandshakeError, and StreamLostError when no answer came for `patience_s` of trying."""
+        try:
+            while not self._finished:
+                try:
+                    async with aio_channel(self._target) as channel:
+                        await self._stream(channel)
+                except StreamLostError as lost:
+                    self._lose(str(lost))
+                    self.losses += 1
+                    pause_s = self._backoff.pause_s(time.monotonic())
+                    if pause_s is None:
+                        raise StreamLostError(
+                            f"expected an answer from {self._target} within {self._backoff.patience_s:g} s of trying again, "
+                            f"got none; the last reason: {lost}; start the server, then post the run again: it goes on "
+                            "where it stopped"
+                        ) from lost
+                    _log.info("%s: %s", self._record.request.run, lost)
+                    await asyncio.sleep(pause_s)
+        finally:
+            self._lose("the pass was ended")
+
+    def _lose(self, reason: str) -> None:
+        lost = [shot for shot in self._window.values() if shot.outstanding]
+        for shot in lost:
+            shot.outstanding = False
+        self._record.lost(lost, reason)
+        self._unsent = deque(sorted(self._window.values(), key=lambda shot: shot.sequence))
+
+    async def _stream(self, channel: grpc.aio.Channel) -> None:
+        """One stream from its handshake to its end. Raises StreamLostError, HandshakeError."""
+        try:
+            await handshake.shake_hands(channel, self._manifest)
+        except (grpc.aio.AioRpcError, WireError) as error:
+            raise StreamLostError(f"no handshake: {_text(error)}") from error
+        self.connected.set()
+        self._draining = False
+        call = channel.stream_stream(oip.path(oip.STREAM))(metadata=handshake.metadata_of(self._manifest))
+        reader = asyncio.create_task(self._read(call), name="answers in")
+        writer = asyncio.create_task(self._write(call), name="frames out")
+        try:
+            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            if not reader.done() and writer.exception() is None:
+                await asyncio.wait({reader}, timeout=HALF_CLOSE_S)
+            for task in (reader, writer):
+                if task.done():
+                    task.result()
+            if not self._finished:
+                raise StreamLostError("the server left frames unanswered after it was told the end")
+        finally:
+            for task in (reader, writer):
+                task.cancel()
+            call.cancel()
+            await asyncio.gather(reader, writer, return_exceptions=True)
+
+    async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
+        """The only writer. Returns when it has half-closed."""
+        try:
+            while not (self._finished or self._draining):
+                if not self._unsent:
+                    self._wake.clear()
+                    await self._wake.wait()
+                    continue
+                shot = self._unsent.popleft()
+                shot.attempt += 1
+                message = request_of(shot, self._manifest, self._codec, self._record.request.deadline_ms)
+                shot.bytes_up += len(message)
+                self._record.sent(shot)
+                shot.outstanding, shot.sent_ns = True, now_ns()
+                await call.write(message)
+            await call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            # the status is the reader's to tell, it has read what came before it
+            _log.debug("%s: writing ended: %s", self._target, error)
+            await asyncio.sleep(HALF_CLOSE_S)
+            raise StreamLostError(f"could not write: {_text(error)}") from error
+
+    async def _read(self, call: grpc.aio.StreamStreamCall) -> None:
+        """Returns when the server has ended its side and nothing is missing."""
+        try:
+            handshake.compare(await call.initial_metadata(), self._manifest)
+            while (message := await call.read()) is not grpc.aio.EOF:
+                self._take(message, now_ns())
+        except grpc.aio.AioRpcError as error:
+            if self._finished:
+                return
+            refusal = handshake.refusal_of(error, self._manifest)
+            raise refusal or StreamLostError(_text(error)) from error
+        except WireError as error:
+            raise StreamLostError(f"an answer that is none: {error}") from error
+        if not self._finished:
+            raise StreamLostError("the server is draining" if self._draining else "the server ended the stream")
+
+    def _take(self, message: bytes, answered_ns: int) -> None:
+        try:
+            reply = oip.unpack_stream_reply(message)
+        except WireError as error:
+            if error.frame_id not in self._window:
+                raise
+            # whose answer it is can be read: asking again would bring the same
+            reply = Reply(id=error.frame_id, error=str(error))
+        if reply.error is not None and reply.error.startswith(HANDSHAKE):
+            raise handshake.refused(reply.error, self._manifest)
+        shot = self._window.get(reply.id)
+        if shot is None and not reply.id and reply.error and len(self._window) == 1:
+            # stock servers leave the id out of an error; with one frame in flight it can only be that one's
+            [shot] = self._window.values()
+        if shot is None or not shot.outstanding:
+            self.dropped += 1
+            return
+        if reply.error is not None and reply.error.startswith(DRAINING):
+            self._draining = True
+            self._wake.set()
+            return
+        self._answer(shot, reply, answered_ns)
+
+    def _answer(self, shot: Shot, reply: Reply, answered_ns: int) -> None:
+        self._backoff.reset()
+        predicted, error = judge(reply, len(self._manifest.classes))
+        self._record.answered(shot, predicted, error, answered_ns)
+        self._telemetry.span(
+            shot.id,
+            shot.attempt,
+            scheduled=shot.scheduled_ns,
+            head_start=shot.head_start_ns,
+            head_end=shot.head_end_ns,
+            encoded=shot.encoded_ns,
+            sent=shot.sent_ns,
+            answered=answered_ns,
+        )
+        del self._window[shot.id]
+        shot.outstanding = False
+        self._room.release()
+        shot.answered.set()
+        if self._finished:
+            self._wake.set()
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"[:300]
+    return str(error)[:300]
