@@ -23,7 +23,7 @@ from splitcore.data.source import Source, SourceConfig, open_source
 from splitcore.errors import ScenarioError
 from splitcore.frame import Frame, FrameId
 from splitcore.head import Head
-from splitcore.journal import Journal
+from splitcore.journal import Journal, read
 from splitcore.threat import ThreatModel
 
 RUN = Field(pattern=r"^[A-Za-z0-9_.:+-]{1,96}$")
@@ -109,11 +109,14 @@ class Workshop:
             LiveOracle(self._upstream), self._ledger, run=behaviour.run, nonce=secrets.token_hex(3),
             max_rows=behaviour.max_rows, in_flight=behaviour.in_flight,
         )  # fmt: skip
-        return Attacker(
+        earlier = list(read(self.sessions_path(behaviour.run)))
+        attacker = Attacker(
             behaviour.attack, behaviour.threat, campaign, space_of, Journal(self.sessions_path(behaviour.run)),
             seed=behaviour.seed, order=behaviour.order, share=behaviour.share,
             max_held=behaviour.max_held, max_held_bytes=behaviour.max_held_bytes,
         )  # fmt: skip
+        attacker.recall(earlier, self._ledger.asked(behaviour.run))
+        return attacker
 
     def _codec(self, frame: Frame) -> Codec:
         latent = self.artefact.latent

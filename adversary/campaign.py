@@ -139,55 +139,70 @@ class Campaign:
             self._send_batch(min(max(share, 16), self._max_rows))
 
     def _send_batch(self, rows: int) -> None:
-        """One ask may be larger than a request: it is cut, and the session is told when all parts are back."""
-        parts: list[tuple[_Member, int, int]] = []
-        payloads: list[bytes] = []
-        requests: list[tuple[list[tuple[_Member, int, int]], list[bytes]]] = []
-        others: list[_Member] = []
-        alike: tuple[str, bool] | None = None
-        while self._ready and len(payloads) < rows:
+        """One stack of the asks of sessions that encode alike; cut into requests, so that one ask may span several."""
+        members, others, taken = list[_Member](), list[_Member](), 0
+        while self._ready and taken < rows:
             member = self._ready.popleft()
-            session = member.session
-            if session.finished:
+            if member.session.finished:
                 continue
             # one request has one codec and one set of outputs
-            kind = (session.space.codec.name, session.attack.feedback == "label")
-            if alike is not None and kind != alike:
+            if members and _manner(member) != _manner(members[0]):
                 others.append(member)
                 continue
-            alike = kind
-            try:
-                mine = session.payloads()
-            except Exception as error:
-                log.exception("%s: a candidate could not be encoded", session.frame)
-                session.end("error", f"{type(error).__name__}: {error}")
-                self._leave(member)
-                continue
-            session.count()
-            member.rows = []
-            while mine:
-                cut, mine = mine[: self._max_rows - len(payloads)], mine[self._max_rows - len(payloads) :]
-                parts.append((member, len(member.rows), len(cut)))
-                member.rows.append(None)
-                payloads += cut
-                if len(payloads) >= self._max_rows:
-                    requests.append((parts, payloads))
-                    parts, payloads = [], []
+            members.append(member)
+            taken += len(member.session.asked.points)
         self._ready.extendleft(reversed(others))
-        if payloads:
-            requests.append((parts, payloads))
-        for parts, payloads in requests:
-            first = parts[0][0].session
-            frame = Frame(
-                id=f"{self._prefix}/{next(self._numbers)}",
-                payloads=tuple(payloads),
-                codec=first.space.codec.name,
-                shape=first.space.codec.latent.shape,
-                origin="query",
-                model=self._model,
-                labels_only=first.attack.feedback == "label",
-            )
-            self._send(_Request(frame, parts))
+        if not members:
+            return
+        payloads = self._encode(members)
+        parts: list[tuple[_Member, int, int]] = []
+        room, first = self._max_rows, 0
+        for member in members:
+            left = len(member.session.asked.points)
+            member.rows = []
+            while left:
+                cut = min(left, room)
+                parts.append((member, len(member.rows), cut))
+                member.rows.append(None)
+                left, room = left - cut, room - cut
+                if not room:
+                    first = self._send_parts(parts, payloads, first)
+                    parts, room = [], self._max_rows
+        if parts:
+            self._send_parts(parts, payloads, first)
+
+    def _encode(self, members: list[_Member]) -> list[bytes]:
+        """All their asks as payloads, in order; every session has counted and keeps its own."""
+        space = members[0].session.space
+        stack = space.snap(np.concatenate([member.session.asked.points for member in members]))
+        at = 0
+        for member in members:
+            k = len(member.session.asked.points)
+            member.session.place(stack[at : at + k])
+            at += k
+        payloads = space.encode(stack)
+        at = 0
+        for member in members:
+            k = len(member.session.asked.points)
+            member.session.count(payloads[at : at + k])
+            at += k
+        return payloads
+
+    def _send_parts(self, parts: list[tuple[_Member, int, int]], payloads: list[bytes], first: int) -> int:
+        """One request with the rows of `parts`, from payload `first` on; gives the payload after its last."""
+        session = parts[0][0].session
+        end = first + sum(rows for _, _, rows in parts)
+        frame = Frame(
+            id=f"{self._prefix}/{next(self._numbers)}",
+            payloads=tuple(payloads[first:end]),
+            codec=session.space.codec.name,
+            shape=session.space.codec.latent.shape,
+            origin="query",
+            model=self._model,
+            labels_only=session.attack.feedback == "label",
+        )
+        self._send(_Request(frame, parts))
+        return end
 
     def _send(self, request: _Request) -> None:
         frame = request.frame
@@ -247,6 +262,11 @@ class Campaign:
                 origin=frame.origin, model=frame.model, labels_only=frame.labels_only
             )  # fmt: skip
             self._send(_Request(again, old.parts, old.attempt + 1))
+
+
+def _manner(member: _Member) -> tuple[object, ...]:
+    session = member.session
+    return (session.attack.feedback == "label", *session.space.encoder)
 
 
 def _reason(error: Exception) -> str:

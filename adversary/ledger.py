@@ -84,6 +84,16 @@ class Ledger:
             row["reason"] = reason
         return row
 
+    def asked(self, run: str) -> dict[str, int]:
+        """Queries by frame that this ledger holds for a run, from this process and from earlier ones."""
+        asked: Counter[str] = Counter()
+        for row in read(self.path):
+            if row["event"] == "sent" and row["attempt"] == 1:
+                for frame, _, rows in row.get("asks") or ():
+                    if frame.startswith(f"{run}/"):
+                        asked[frame] += rows
+        return dict(asked)
+
     def close(self) -> None:
         """What is open now will not be answered any more."""
         for key in list(self._open):

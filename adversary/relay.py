@@ -95,7 +95,7 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
                     yield message
             except grpc.aio.AioRpcError as error:
                 # the server's own status, details and trailers, as they were
-                await context.abort(error.code(), error.details() or "", error.trailing_metadata() or ())
+                await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
 
         # cardinality is not on the wire: one stream_stream handler serves all four kinds
         return grpc.stream_stream_rpc_method_handler(handle)
@@ -111,8 +111,8 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
     async def _unary_reply(self, method: str, message: bytes, context: grpc.aio.ServicerContext) -> bytes:
         call = self._channel.unary_unary(method)(message, **self._outgoing(context))
         reply: bytes = await call
-        await context.send_initial_metadata(await call.initial_metadata())
-        context.set_trailing_metadata(await call.trailing_metadata())
+        await context.send_initial_metadata(tuple(await call.initial_metadata()))
+        context.set_trailing_metadata(tuple(await call.trailing_metadata()))
         return reply
 
     async def _frame(
@@ -135,7 +135,7 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
             except asyncio.CancelledError:
                 passage.lost("CANCELLED: the client went away")
                 raise
-            passage.replied()
+            passage.replied(None)
             yield reply
             passage.done()
             return
@@ -150,20 +150,22 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
         # a writer that fails takes the call with it: half a conversation helps nobody
         writer.add_done_callback(lambda task: None if task.cancelled() or task.exception() is None else call.cancel())
         try:
-            await context.send_initial_metadata(await call.initial_metadata())
+            await context.send_initial_metadata(tuple(await call.initial_metadata()))
             async for reply in call:
                 passage = self._match(reply, flight)
                 yield reply
                 if passage is not None:
                     passage.done()
-            context.set_trailing_metadata(await call.trailing_metadata())
+            context.set_trailing_metadata(tuple(await call.trailing_metadata()))
             code = await call.code()
             if code is not grpc.StatusCode.OK:
-                await context.abort(code, await call.details() or "", await call.trailing_metadata() or ())
+                await context.abort(code, await call.details() or "", tuple(await call.trailing_metadata() or ()))
         except asyncio.CancelledError:
             if not writer.done() or writer.cancelled() or (failure := writer.exception()) is None:
                 raise
             log.error("the relay's writer failed", exc_info=failure)
+            while isinstance(failure, BaseExceptionGroup):
+                failure = failure.exceptions[0]
             await context.abort(grpc.StatusCode.INTERNAL, f"relay: {type(failure).__name__}: {failure}")
         finally:
             call.cancel()
@@ -204,16 +206,20 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
             if passage.frame is not None:
                 flight[passage.frame.id] = passage
                 passage.leaves()
-            await call.write(passage.message)
+            try:
+                await call.write(passage.message)
+            except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
+                return  # the server has ended the call: its reader sees how, and tells the client
         await call.done_writing()
 
     def _match(self, reply: bytes, flight: dict[str, _Passage]) -> _Passage | None:
         try:
-            passage = flight.pop(oip.unpack_stream_reply(reply).id, None)
+            answer = oip.unpack_stream_reply(reply)
         except WireError:
             return None  # not ours to judge: it passes as it is
+        passage = flight.pop(answer.id, None)
         if passage is not None:
-            passage.replied()
+            passage.replied(answer.error)
         return passage
 
     async def _any(
@@ -239,13 +245,13 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
 
             call = self._channel.stream_stream(method)(outgoing(), **self._outgoing(context))
         try:
-            await context.send_initial_metadata(await call.initial_metadata())
+            await context.send_initial_metadata(tuple(await call.initial_metadata()))
             async for reply in call:
                 yield reply
-            context.set_trailing_metadata(await call.trailing_metadata())
+            context.set_trailing_metadata(tuple(await call.trailing_metadata()))
             code = await call.code()
             if code is not grpc.StatusCode.OK:
-                await context.abort(code, await call.details() or "", await call.trailing_metadata() or ())
+                await context.abort(code, await call.details() or "", tuple(await call.trailing_metadata() or ()))
         finally:
             call.cancel()
             more.cancel()
@@ -301,10 +307,14 @@ class _Passage:
             payload_bytes=self._payload_bytes, why=self._why,
         )  # fmt: skip
 
-    def replied(self) -> None:
+    def replied(self, refusal: str | None) -> None:
+        """An answer came, or the server's refusal in-band: then no row of it was computed."""
         assert self.frame is not None
         self._times["reply_in"] = now_ns()
-        self._relay._ledger.answered(self.frame.id, self.frame.attempt)
+        if refusal is None:
+            self._relay._ledger.answered(self.frame.id, self.frame.attempt)
+        else:
+            self.lost(refusal)
 
     def lost(self, reason: str) -> None:
         assert self.frame is not None

@@ -76,13 +76,14 @@ class Session:
         self.threat = threat
         self.deadline = deadline
         """monotonic seconds"""
-        self.ball = BALLS[threat.norm](space.centre, absolute_eps(threat, space.scale), space.lo, space.hi)
+        self.ball = BALLS[threat.norm](space.centre, absolute_eps(threat, space.scale), space.lo, space.hi, space.grid)
         self.finished = False
         self.outcome = Outcome(frame=frame, attack=attack.kind, point=threat.point)
         self._rng = rng
         self._search: Search | None = None
         self._asked: Ask | None = None
         self._arrived: F32 | None = None
+        self._distance: NDArray[np.float32] | None = None
         self._payloads: list[bytes] = []
         self._started = time.monotonic()
 
@@ -100,14 +101,23 @@ class Session:
         assert self._asked is not None
         return self._asked
 
-    def payloads(self) -> list[bytes]:
-        """`asked`, encoded as it goes onto the wire. What succeeds is sent on as these very bytes."""
-        assert self._arrived is not None
-        self._payloads = self.space.encode(self._arrived)
-        return self._payloads
+    def place(self, snapped: F32) -> None:
+        """Takes `asked` as it was snapped, [k, *shape], and pulls back in place what rounding took out of the ball."""
+        distance = self.ball.distance(snapped)
+        outside = distance > self.ball.reach
+        if outside.any():
+            left = outside & self.ball.contains(self.asked.points)
+            if left.any():
+                snapped[left] = self.space.snap_towards(self.asked.points[left])
+                distance[left] = self.ball.distance(snapped[left])
+        self._arrived, self._distance = snapped, distance
 
-    def count(self) -> None:
-        """Who sends a query counts it: called when `asked` goes out, once, whatever comes back."""
+    def count(self, payloads: list[bytes]) -> None:
+        """Who sends a query counts it: called when `asked` goes out as `payloads`, once, whatever comes back.
+
+        What succeeds is sent on as these very bytes.
+        """
+        self._payloads = payloads
         ask, outcome = self.asked, self.outcome
         outcome.queries += len(ask.points)
         outcome.by_phase[ask.phase] = outcome.by_phase.get(ask.phase, 0) + len(ask.points)
@@ -116,11 +126,10 @@ class Session:
         """Who receives the answer judges it."""
         if self.finished:
             return  # too late: the frame has gone on
-        assert self._asked is not None and self._arrived is not None
         if self._search is None:
             self._told_clean(rows)
             return
-        answers = self._judge(rows, self._arrived)
+        answers = self._judge(rows)
         inside = answers.adversarial & (answers.distance <= self.ball.reach)
         if inside.any():
             self._succeed(int(inside.argmax()), answers, rows)
@@ -169,18 +178,20 @@ class Session:
         if blind is None:
             self.end("exhausted")
             return
-        sent = self.space.arrive(blind[None], self.ball)
-        self.outcome.payload = bytes(self.space.encode(sent)[0])
-        self.outcome.distance = float(self.ball.distance(sent)[0])
+        self._asked = Ask("blind", blind[None])
+        self.place(self.space.snap(blind[None]))
+        assert self._arrived is not None and self._distance is not None
+        self.outcome.payload = self.space.encode(self._arrived)[0]
+        self.outcome.distance = float(self._distance[0])
         self.outcome.reason = "blind"
         self._finish()
 
     def _ask(self, ask: Ask) -> None:
-        self._asked = ask
-        self._arrived = self.space.arrive(np.ascontiguousarray(ask.points, np.float32), self.ball)
+        self._asked = Ask(ask.phase, np.ascontiguousarray(ask.points, np.float32))
 
-    def _judge(self, rows: Rows, arrived: F32) -> Answers:
+    def _judge(self, rows: Rows) -> Answers:
         """Untargeted: another label than the clean one. Targeted: the target's. Loss: the margin, below 0 on success."""
+        assert self._arrived is not None and self._distance is not None
         target, label = self.threat.target, self.outcome.label
         wanted = rows.labels != label if target is None else rows.labels == target
         loss = np.full(len(rows.labels), np.inf, np.float32)
@@ -190,7 +201,7 @@ class Session:
             others[:, own] = -np.inf
             margin = rows.scores[:, own] - others.max(axis=1)  # f_y - max_{j≠y} f_j
             loss = np.where(rows.answered, margin if target is None else -margin, loss).astype(np.float32)
-        return Answers(loss, wanted & rows.answered, arrived, self.ball.distance(arrived), rows.answered)
+        return Answers(loss, wanted & rows.answered, self._arrived, self._distance, rows.answered)
 
     def _succeed(self, row: int, answers: Answers, rows: Rows) -> None:
         outcome = self.outcome

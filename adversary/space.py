@@ -13,7 +13,7 @@ import numpy as np
 from splitcore.codec import Codec
 from splitcore.head import Head
 from splitcore.latent import F32
-from splitcore.threat import Ball, Scale
+from splitcore.threat import Scale
 
 
 class Space(ABC):
@@ -27,13 +27,27 @@ class Space(ABC):
     scale: Scale
     codec: Codec
 
+    @property
+    def encoder(self) -> tuple[object, ...]:
+        """Spaces with equal encoders snap and encode alike, so that candidates of many frames go through in one stack."""
+        return (id(self.codec),)
+
     @abstractmethod
     def encode(self, points: F32) -> list[bytes]:
-        """Candidates [k, *shape] as payloads."""
+        """Candidates [k, *shape], of this frame or of others with the same encoder, as payloads."""
 
-    def arrive(self, points: F32, ball: Ball) -> F32:
-        """Candidates [k, *shape] as they count: their distance is measured on this. A candidate in the ball stays in it."""
+    def snap(self, points: F32) -> F32:
+        """Candidates [k, *shape], likewise, as they count: distances are measured on this."""
         return points
+
+    def snap_towards(self, points: F32) -> F32:
+        """As `snap`, but no coordinate ends farther from this frame's centre than it was."""
+        return points
+
+    @property
+    def grid(self) -> F32 | float:
+        """The steps of the grid that candidates are snapped to, broadcastable to a point; 0 where there is none."""
+        return 0.0
 
     @property
     def probe(self) -> float:
@@ -51,13 +65,15 @@ class WireSpace(Space):
         step = float(codec.step.max())
         self.scale = Scale(codec.latent.range, std, step, self.centre.size)
 
-    def arrive(self, points: F32, ball: Ball) -> F32:
-        arrived = self.codec.snap(points)
-        left = ball.contains(points) & ~ball.contains(arrived)
-        if left.any():
-            # the nearest values lie outside the ball: round towards its centre instead, which cannot leave it, in any norm
-            arrived[left] = self.codec.snap_towards(points[left], self.centre)
-        return arrived
+    @property
+    def grid(self) -> F32:
+        return self.codec.step
+
+    def snap(self, points: F32) -> F32:
+        return self.codec.snap(points)
+
+    def snap_towards(self, points: F32) -> F32:
+        return self.codec.snap_towards(points, self.centre)
 
     def encode(self, points: F32) -> list[bytes]:
         return self.codec.encode(points)
@@ -88,5 +104,15 @@ class InputSpace(Space):
         # the codec's grid is not that of pixels: no probe is too small to matter behind a non-linear head
         self.scale = Scale(1.0, float(image.std()) or 1.0, 0.0, image.size)
 
+    @property
+    def encoder(self) -> tuple[object, ...]:
+        return (id(self.codec), id(self.head))
+
+    def snap(self, points: F32) -> F32:
+        return np.clip(points, self.lo, self.hi)
+
+    def snap_towards(self, points: F32) -> F32:
+        return np.clip(points, self.lo, self.hi)
+
     def encode(self, points: F32) -> list[bytes]:
-        return self.codec.encode(self.head(np.clip(points, self.lo, self.hi)))
+        return self.codec.encode(self.head(points))

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -23,7 +23,7 @@ from adversary.session import Outcome, Session
 from adversary.space import Space
 from splitcore.errors import LatentbedError
 from splitcore.frame import Frame, FrameId
-from splitcore.journal import Journal
+from splitcore.journal import Journal, Row
 from splitcore.threat import ThreatModel
 from splitcore.wire import oip
 
@@ -57,6 +57,27 @@ class Attacker:
         self._outcomes: OrderedDict[str, asyncio.Future[Outcome]] = OrderedDict()
         self._loop = asyncio.get_running_loop()
 
+    def recall(self, sessions: Iterable[Row], spent: Mapping[str, int]) -> None:
+        """What an earlier process came to in this run: its outcomes hold, and the queries it asked stay asked.
+
+        `spent`: queries by frame in the ledger. A session that died with its process is not begun again: its frame goes on
+        as it came, because a second one would have a second budget.
+        """
+        for row in sessions:
+            fields = {**row, "payload": None if row["payload"] is None else bytes.fromhex(row["payload"])}
+            self._recalled(Outcome(**fields))
+        for frame, queries in spent.items():
+            if frame not in self._outcomes:
+                died = Outcome(frame=frame, attack=self._attack.kind, point=self._threat.point, reason="error")
+                died.queries, died.error = queries, "its session died with the adversary's process"
+                self._tell(died)
+                self._recalled(died)
+
+    def _recalled(self, outcome: Outcome) -> None:
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+        future.set_result(outcome)
+        self._remember(outcome.frame, future)
+
     def request(self, frame: Frame, message: bytes) -> Forward | Awaitable[Forward]:
         size = sum(map(len, frame.payloads))
         if frame.rows != 1:
@@ -68,7 +89,9 @@ class Attacker:
         if self._share < 1 and rng.random() >= self._share:
             return Forward(message, "passed", size)
         if self._held >= self._max_held or self._held_bytes + size > self._max_held_bytes:
-            self._tell(Outcome(frame=frame.id, attack=self._attack.kind, point=self._threat.point, reason="full"))
+            full = Outcome(frame=frame.id, attack=self._attack.kind, point=self._threat.point, reason="full")
+            self._tell(full)
+            self._recalled(full)
             return Forward(message, "full", size)
         outcome: asyncio.Future[Outcome] = self._loop.create_future()
         self._remember(frame.id, outcome)
@@ -122,7 +145,7 @@ class Attacker:
         self.counts[outcome.reason] += 1
         self.counts["queries"] += outcome.queries
         row = asdict(outcome)
-        del row["payload"]
+        row["payload"] = None if outcome.payload is None else outcome.payload.hex()
         self._sessions.append(row)
 
     async def _hold(self, frame: Frame, message: bytes, size: int, outcome: asyncio.Future[Outcome]) -> Forward:

@@ -50,8 +50,8 @@ def begun(attack: Walk, **threat: object) -> Session:
 
 def answer(session: Session, *labels: int | None) -> None:
     """Sends what is asked and answers it: label 0 with a margin of 1, another label with -1, None with nothing."""
-    session.payloads()
-    session.count()
+    session.place(session.space.snap(session.asked.points))
+    session.count(session.space.encode(session.asked.points))
     assert len(session.asked.points) == len(labels)
     scores = np.zeros((len(labels), 3), np.float32)
     for row, label in enumerate(labels):
@@ -141,7 +141,7 @@ def test_a_clean_query_without_an_answer_is_an_error_that_says_so() -> None:
 
 def test_an_answer_after_the_deadline_changes_nothing() -> None:
     session = begun(Walk([0.1]))
-    session.count()
+    session.count([b""])
     session.end("deadline")
     session.tell(Rows(np.array([True]), np.array([1]), None))
     assert (session.outcome.reason, session.outcome.success, session.outcome.queries) == ("deadline", False, 1)
