@@ -1,0 +1,152 @@
+"""`latentbed`: train a split model, run a scenario, read its report."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from splitcore.artefact import Artefact
+from splitcore.errors import ArtefactError, LatentbedError, ScenarioError
+from testbed.drive import check_artefact, drive, new_run
+from testbed.report.build import build
+from testbed.report.model import Report
+from testbed.scenario import Scenario, load_scenario
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console(highlight=False)
+
+SCENARIOS = Path(__file__).resolve().parents[1] / "scenarios"
+
+Runs = Annotated[Path, typer.Option(help="where runs and artefacts lie")]
+DataDir = Annotated[Path | None, typer.Option(help="data sets", envvar="LATENTBED_DATA")]
+
+
+@app.command()
+def demo(runs: Runs = Path("runs"), data_dir: DataDir = None) -> None:
+    """Everything once on scikit-learn's digits: train, three processes, a clean pass, one pass for each attack, the report."""
+    _run(load_scenario(SCENARIOS / "demo.yaml"), runs, data_dir)
+
+
+@app.command()
+def run(
+    scenario: Annotated[Path | None, typer.Argument(help="a scenario, as in scenarios/")] = None,
+    resume: Annotated[Path | None, typer.Option(help="a run directory that was cut off: make what is missing")] = None,
+    runs: Runs = Path("runs"),
+    data_dir: DataDir = None,
+) -> None:
+    """Run a SCENARIO and write its report; with --resume go on with one that was cut off."""
+    if (scenario is None) == (resume is None):
+        raise ScenarioError("expected a scenario, or --resume and a run directory")
+    if resume is not None:
+        _run(load_scenario(resume / "scenario.yaml"), runs, data_dir, folder=resume)
+    elif scenario is not None:
+        _run(load_scenario(scenario), runs, data_dir)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="a recipe, as in recipes/")],
+    out: Annotated[Path | None, typer.Option(help="the artefact's folder; default RUNS/artefacts/<recipe>")] = None,
+    runs: Runs = Path("runs"),
+    data_dir: DataDir = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Train a RECIPE and export its artefact: the head in ONNX, the tail, the codec's parameters, the manifest."""
+    _train(recipe, out or runs / "artefacts" / recipe.stem, data_dir, device, if_missing=False)
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
+    """Build a run's report again."""
+    _show(build(run_dir), run_dir)
+
+
+def _train(recipe: Path, out: Path, data_dir: Path | None, device: str, *, if_missing: bool) -> None:
+    """In a process of its own: the testbed itself needs no torch."""
+    command = [sys.executable, "-m", "splitcore.nn", str(recipe), "--out", str(out), "--device", device]
+    command += ["--if-missing"] if if_missing else []
+    command += [] if data_dir is None else ["--data-dir", str(data_dir)]
+    if subprocess.run(command, check=False).returncode:
+        raise ArtefactError(f"training {recipe} failed: see above")
+
+
+def _run(scenario: Scenario, runs: Path, data_dir: Path | None, folder: Path | None = None) -> None:
+    artefact = check_artefact(scenario, runs)
+    if scenario.recipe is not None and scenario.nodes is None:
+        console.print(f"[bold]Split model[/] {scenario.recipe.stem}")
+        _train(scenario.recipe, artefact, data_dir, scenario.edge.device, if_missing=True)
+    Artefact(artefact)
+    folder = folder or new_run(scenario, runs)
+    console.print(f"[bold]Run[/] {folder}")
+    try:
+        drive(folder, artefact, data_dir, console)
+        result = build(folder, artefact)
+        _link_latest(folder)
+        _show(result, folder)
+    finally:
+        if scenario.nodes is not None:
+            _dismiss(scenario)
+
+
+def _link_latest(folder: Path) -> None:
+    """runs/latest, always a run whose report is there."""
+    link = folder.parent / "latest"
+    temporary = folder.parent / f".latest-{folder.name}"
+    temporary.symlink_to(folder.name)
+    temporary.replace(link)
+
+
+def _show(report: Report, folder: Path) -> None:
+    clean = report.clean
+    console.print(
+        f"\nclean accuracy [bold]{_share(clean.accuracy)}[/] (n = {clean.n}), "
+        f"as the unsplit model through the identity codec: {_share(clean.agreement_with_unsplit)}"
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column, justify in (("attack", "left"), ("point", "left"), ("eps", "right"), ("success end to end", "right"),
+                            ("95 % interval", "right"), ("queries a frame", "right"), ("held, median ms", "right")):  # fmt: skip
+        table.add_column(column, justify="right" if justify == "right" else "left")
+    for attack in report.attacks:
+        hold = attack.latency_ms.get("hold") if attack.latency_ms else None
+        eps = "-" if attack.eps is None else f"{attack.eps:g} {attack.eps_unit} {attack.norm}"
+        queries = attack.queries.total / max(1, attack.frames.held)
+        table.add_row(
+            attack.name, attack.point or "-", eps, f"{_share(attack.asr.value)} of {attack.asr.n}",
+            f"{_share(attack.asr.low)} to {_share(attack.asr.high)}", f"{queries:.0f}" if attack.frames.held else "-",
+            f"{hold.p50:.0f}" if hold else "-",
+        )  # fmt: skip
+    console.print(table)
+    books = report.ledger
+    verdict = "[green]agree[/]" if books.agrees else f"[red]disagree[/]: {books.disagreements[:3]}"
+    console.print(f"ledger of what was sent ({books.rows:,} rows) and the server's own log ({books.server_rows:,} rows) {verdict}")
+    console.print(f"report: [bold]{folder / 'report.html'}[/]  ({folder.parent / 'latest'})", soft_wrap=True)
+
+
+def _share(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.1%}"
+
+
+def _dismiss(scenario: Scenario) -> None:
+    """Tells the client its exit status: it is the one whose end ends a composed run."""
+    from testbed.nodes import remote_nodes
+
+    failed = sys.exc_info()[0] is not None
+    remote_nodes(scenario).client.post("/exit", {"code": 1 if failed else 0})
+
+
+def main() -> None:
+    try:
+        app()
+    except (LatentbedError, OSError) as error:
+        Console(stderr=True, highlight=False).print(f"[red]{type(error).__name__}[/]: {error}", soft_wrap=True, markup=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""Drives a scenario through the nodes' control APIs, pass by pass, and keeps what they wrote.
+
+Every pass is a folder that appears with its `pass.json` last, so that a run that was cut off goes on where it was: passes that
+are whole stay, the one in the middle is resumed by the client under the same frame ids.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from splitcore.artefact import Artefact
+from splitcore.codec import fit
+from splitcore.codec.identity import Identity
+from splitcore.errors import ScenarioError
+from splitcore.telemetry.collector import Collector
+from splitcore.threat import Scale, ThreatModel, absolute_eps
+from splitcore.wire.channel import split_address
+from testbed.nodes import NodeError, Trio, local_nodes, remote_nodes
+from testbed.scenario import AttackPass, RecordPass, Scenario, dump_scenario, load_scenario
+from testbed.versions import versions
+
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One pass to be made."""
+
+    number: int
+    name: str
+    kind: str
+    attack: AttackPass | RecordPass | None = None
+
+    @property
+    def folder(self) -> str:
+        return f"{self.number:02d}-{self.name}"
+
+
+def plans(scenario: Scenario) -> list[Plan]:
+    """Clean first, then the identity codec, then the attacks in their order."""
+    whole = [("clean", "clean", None), ("identity", "identity", None), *((a.name, "attack", a) for a in scenario.attacks)]
+    return [Plan(number, name, kind, attack) for number, (name, kind, attack) in enumerate(whole)]
+
+
+def new_run(scenario: Scenario, runs: Path) -> Path:
+    """A fresh run directory with the resolved scenario in it."""
+    folder = runs / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{scenario.name}-{secrets.token_hex(2)}"
+    folder.mkdir(parents=True)
+    (folder / "scenario.yaml").write_text(dump_scenario(scenario))
+    return folder
+
+
+def drive(folder: Path, artefact_dir: Path, data_dir: Path | None, console: Console) -> None:
+    """Makes the passes of the scenario in `folder` that are not there yet. Raises LatentbedError."""
+    scenario = load_scenario(folder / "scenario.yaml")
+    artefact = Artefact(artefact_dir)
+    (folder / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
+    (folder / "artefact.json").write_text((artefact_dir / "manifest.json").read_text())
+    host, port = ("127.0.0.1", None) if scenario.nodes is None else split_address(scenario.nodes.telemetry)
+    collector = Collector(folder / "spans.jsonl", host, port)
+    try:
+        if scenario.nodes is None:
+            with local_nodes(scenario, artefact_dir, folder / "nodes", collector.endpoint, data_dir) as trio:
+                _passes(folder, scenario, artefact, trio, console)
+        else:
+            _passes(folder, scenario, artefact, remote_nodes(scenario), console)
+    finally:
+        collector.close()
+    clocks: dict[str, Any] = {
+        node: {"offset_ns": offset.offset_ns, "uncertainty_ns": offset.uncertainty_ns}
+        for node, offset in collector.offsets.items()
+    }
+    (folder / "clocks.json").write_text(json.dumps({**clocks, "dropped": collector.dropped}, indent=1) + "\n")
+
+
+def _passes(folder: Path, scenario: Scenario, artefact: Artefact, trio: Trio, console: Console) -> None:
+    with _progress(console) as progress:
+        for plan in plans(scenario):
+            into = folder / "passes" / plan.folder
+            if (into / "pass.json").exists():
+                continue
+            _Pass(folder.name, scenario, artefact, trio, plan).make(into, progress)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<18}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"), console=console,
+    )  # fmt: skip
+
+
+class _Pass:
+    def __init__(self, run: str, scenario: Scenario, artefact: Artefact, trio: Trio, plan: Plan) -> None:
+        self.run = f"{run}.{plan.name}"
+        self.scenario = scenario
+        self.artefact = artefact
+        self.trio = trio
+        self.plan = plan
+        codec = Identity() if plan.kind == "identity" else scenario.codec or artefact.manifest.codec
+        self.codec = fit(codec, artefact.latent)
+        self.codec_config = codec
+        self.attack = plan.attack if isinstance(plan.attack, AttackPass) else None
+        self.frames = (self.attack.frames if self.attack else None) or scenario.frames
+
+    def make(self, into: Path, progress: Progress) -> None:
+        into.mkdir(parents=True, exist_ok=True)
+        if self.trio.adversary is not None:
+            self.trio.adversary.put("/behaviour", self._behaviour())
+        started = time.monotonic()
+        self.trio.client.post("/passes", self._request())
+        task = progress.add_task(self.plan.name, total=self.frames, note="")
+        for done, note in self._wait():
+            progress.update(task, completed=done, note=note)
+        wall_s = time.monotonic() - started
+        if self.trio.adversary is not None:
+            # ends what is still held, so that the books are closed before they are read
+            self.trio.adversary.put("/behaviour", {"kind": "pass"})
+        self._collect(into)
+        temporary = into / "pass.json.new"
+        temporary.write_text(json.dumps(self._description(wall_s), indent=1) + "\n")
+        temporary.replace(into / "pass.json")
+
+    def _wait(self) -> Iterator[tuple[int, str]]:
+        """(frames done, a note on the adversary) until the client's pass has ended. Raises NodeError."""
+        while True:
+            state = self.trio.client.get(f"/passes/{self.run}")
+            yield int(state["done"]), self._note()
+            if state["state"] == "failed":
+                raise NodeError(f"pass {self.plan.name}: the client gave up: {state['error']}")
+            if state["state"] == "done":
+                return
+            time.sleep(POLL_S)
+
+    def _note(self) -> str:
+        if self.attack is None or self.trio.adversary is None:
+            return ""
+        sessions = self.trio.adversary.get("/status")["sessions"]
+        return f"{sessions.get('success', 0)} fell, {sessions.get('queries', 0):,} queries"
+
+    def _collect(self, into: Path) -> None:
+        trio, run = self.trio, self.run
+        trio.client.save(f"/passes/{run}/frames", into / "frames.jsonl")
+        trio.client.save(f"/passes/{run}/attempts", into / "attempts.jsonl")
+        trio.edge.save("/log", into / "server.jsonl", run=run)
+        if trio.adversary is not None:
+            trio.adversary.save("/ledger", into / "queries.jsonl", run=run)
+            trio.adversary.save("/sessions", into / "sessions.jsonl", run=run)
+
+    def _behaviour(self) -> dict[str, Any]:
+        match self.plan.attack:
+            case AttackPass() as attack:
+                return {
+                    "kind": "attack", "run": self.run, "seed": self.scenario.seed,
+                    **attack.model_dump(mode="json", include={"attack", "threat", "order", "share", "max_held"}),
+                    "source": self._dump("source"),
+                }  # fmt: skip
+            case RecordPass():
+                return {"kind": "record", "run": self.run}
+            case _:
+                return {"kind": "pass", "run": self.run}
+
+    def _request(self) -> dict[str, Any]:
+        return {
+            "run": self.run, "count": self.frames, "seed": self.scenario.seed,
+            "codec": _json(self.codec_config),
+            **{key: self._dump(key) for key in ("source", "load", "window", "deadline_ms", "link")},
+        }  # fmt: skip
+
+    def _dump(self, key: str) -> Any:
+        return self.scenario.model_dump(mode="json", include={key})[key]
+
+    def _description(self, wall_s: float) -> dict[str, Any]:
+        attack = self.attack
+        threat = attack.threat if attack else None
+        link = self._dump("link")
+        return {
+            "name": self.plan.name, "run": self.run, "kind": self.plan.kind,
+            "adversary": self.trio.adversary is not None, "codec": self.codec.name, "count": self.frames,
+            "load": self._dump("load"), "window": self.scenario.window,
+            "link": link if link is None or isinstance(link, str) else json.dumps(link),
+            "deadline_ms": self.scenario.deadline_ms,
+            "attack": _json(attack.attack) if attack else {"kind": "record"} if self.plan.attack else None,
+            "point": threat.point if threat else None, "norm": threat.norm if threat else None,
+            "eps": threat.eps if threat else None, "eps_unit": threat.eps_unit if threat else None,
+            "eps_absolute": self._eps_absolute(threat) if threat else None,
+            "feedback": attack.attack.feedback if attack else "none",
+            "budget": threat.budget if threat and attack and attack.attack.feedback != "none" else None,
+            "hold_deadline_ms": threat.deadline_ms if threat else None,
+            "order": attack.order if attack else "overtake", "wall_s": wall_s,
+            "artefact_handshake": self.artefact.manifest.handshake,
+            "device": self.trio.edge.get("/models")["models"][0]["device"],
+        }  # fmt: skip
+
+    def _eps_absolute(self, threat: ThreatModel) -> float | None:
+        """None at point `input` for units of the image's own scale, which differ from frame to frame."""
+        if threat.point == "input" and threat.eps_unit == "std":
+            return None
+        spec, step = self.artefact.latent, float(self.codec.step.max())
+        elements = spec.elements
+        if threat.point == "input":
+            elements = 1
+            for n in self.artefact.manifest.input_shape:
+                elements *= n
+            return absolute_eps(threat, Scale(1.0, 1.0, 0.0, elements))
+        return absolute_eps(threat, Scale(spec.range, spec.std, step, elements))
+
+
+def _json(config: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def check_artefact(scenario: Scenario, runs: Path) -> Path:
+    """Where the scenario's artefact is or shall be."""
+    if scenario.artefact is not None:
+        return scenario.artefact
+    if scenario.recipe is None:
+        raise ScenarioError("expected a recipe or an artefact")
+    return runs / "artefacts" / scenario.recipe.stem

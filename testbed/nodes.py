@@ -1,0 +1,191 @@
+"""The nodes as the driver sees them: processes that it starts on loopback, or addresses that it is given."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from splitcore.control import load_token
+from splitcore.errors import LatentbedError
+from testbed.scenario import Scenario
+
+START_S = 60.0
+
+
+class NodeError(LatentbedError):
+    """A node ended, did not start, or refused what it was told."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node's control API."""
+
+    name: str
+    control: str
+    token: str
+
+    def get(self, path: str, **query: str) -> Any:
+        return self._ask("GET", path, params=query).json()
+
+    def put(self, path: str, body: Any) -> Any:
+        return self._ask("PUT", path, json=body).json()
+
+    def post(self, path: str, body: Any) -> Any:
+        return self._ask("POST", path, json=body).json()
+
+    def save(self, path: str, into: Path, **query: str) -> None:
+        """A journal, as it is, under another name first: a file that is there is whole."""
+        temporary = into.with_name(into.name + ".new")
+        with (
+            httpx.stream("GET", f"http://{self.control}{path}", params=query, timeout=120, trust_env=False) as reply,
+            temporary.open("wb") as file,
+        ):
+            self._check(reply)
+            for chunk in reply.iter_bytes():
+                file.write(chunk)
+        temporary.replace(into)
+
+    def _ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.token}"}
+        try:
+            reply = httpx.request(
+                method, f"http://{self.control}{path}", headers=headers, timeout=60, trust_env=False, **arguments
+            )
+        except httpx.HTTPError as error:
+            raise NodeError(f"{self.name} at {self.control} does not answer {method} {path}: {error!r}") from error
+        self._check(reply)
+        return reply
+
+    def _check(self, reply: httpx.Response) -> None:
+        if reply.is_error:
+            reply.read()
+            raise NodeError(f"{self.name}: {reply.request.method} {reply.request.url.path}: {reply.status_code} {reply.text}")
+
+
+@dataclass(frozen=True)
+class Trio:
+    """The three nodes of a run; without an adversary two."""
+
+    client: Node
+    edge: Node
+    adversary: Node | None
+
+
+class Process:
+    """A node that was started here: `python -m <package>`, its log in `<state>/log.txt`."""
+
+    def __init__(self, package: str, state: Path, arguments: list[str]) -> None:
+        state.mkdir(parents=True, exist_ok=True)
+        self.package = package
+        self.state = state
+        self._ready = state / "ready.json"
+        self._ready.unlink(missing_ok=True)
+        self._log = state / "log.txt"
+        with self._log.open("ab") as log:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", package, "--state", str(state), *arguments],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=node_environment(), start_new_session=True,
+            )  # fmt: skip
+
+    def wait_ready(self) -> dict[str, Any]:
+        """What the node wrote when it was ready. Raises NodeError."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if self._ready.exists():
+                return dict(json.loads(self._ready.read_text()))
+            if self.popen.poll() is not None:
+                raise NodeError(f"{self.package} ended with {self.popen.returncode} before it was ready:\n{self.tail()}")
+            time.sleep(0.02)
+        raise NodeError(f"{self.package} was not ready within {START_S:.0f} s:\n{self.tail()}")
+
+    def tail(self) -> str:
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-20:])
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        self.popen.kill()
+        self.popen.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, and SIGKILL to one that does not end within 15 s. Gives the exit status."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGTERM)
+            try:
+                self.popen.wait(15)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        return self.popen.returncode
+
+
+def node_environment() -> dict[str, str]:
+    """One core's worth of threads a library: three nodes share this machine. Big eager batches keep their pages."""
+    return {
+        "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(2 << 30),
+        **os.environ, "PYTHONUNBUFFERED": "1",
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def local_nodes(
+    scenario: Scenario, artefact: Path, states: Path, telemetry: str | None, data_dir: Path | None
+) -> Iterator[Trio]:
+    """Three processes on loopback: client to adversary to edge (or client to edge), stopped at the end."""
+    token_file = states / "token"
+    token = load_token(token_file)
+    common = ["--artefact", str(artefact), "--token-file", str(token_file)]
+    if telemetry is not None:
+        common += ["--telemetry", telemetry]
+    data = [] if data_dir is None else ["--data-dir", str(data_dir)]
+    edge = scenario.edge
+    edge_options = {
+        "--device": edge.device, "--threads": edge.threads, "--max-batch-size": edge.max_batch_size,
+        "--max-queue-delay-microseconds": edge.max_queue_delay_microseconds, "--max-queue-size": edge.max_queue_size,
+    }  # fmt: skip
+    started: list[Process] = []
+    with contextlib.ExitStack() as stopping:
+
+        def start(package: str, name: str, arguments: list[str]) -> tuple[Node, str]:
+            process = Process(package, states / name, [*common, *arguments])
+            started.append(process)
+            stopping.callback(process.stop)
+            ready = process.wait_ready()
+            return Node(name, ready["control"], token), ready["grpc"] or ""
+
+        options = [text for key, value in edge_options.items() if value is not None for text in (key, str(value))]
+        edge_node, target = start("edge_server", "edge", options)
+        adversary_node = None
+        if scenario.adversary:
+            adversary_node, target = start("adversary", "adversary", ["--upstream", target, *data])
+        client_node, _ = start("mobile_client", "client", ["--target", target, *data])
+        yield Trio(client_node, edge_node, adversary_node)
+
+
+def remote_nodes(scenario: Scenario) -> Trio:
+    """The nodes at the scenario's addresses, once they all answer. Raises NodeError."""
+    assert scenario.nodes is not None
+    token = load_token(scenario.nodes.token_file)
+    addresses = {"client": scenario.nodes.client, "edge": scenario.nodes.edge, "adversary": scenario.nodes.adversary}
+    nodes = {name: Node(name, address.control, token) for name, address in addresses.items() if address is not None}
+    deadline = time.monotonic() + START_S
+    for node in nodes.values():
+        while True:
+            try:
+                node.get("/healthz")
+                break
+            except NodeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+    return Trio(nodes["client"], nodes["edge"], nodes.get("adversary"))

@@ -1,0 +1,270 @@
+"""report.json, field by field. `docs/report.md` gives the definitions, `docs/report.schema.json` is written from here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+class Strict(BaseModel):
+    # the docstring below a field is its description in the JSON schema
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Rate(Strict):
+    """A share with its denominator and its Wilson 95 % interval; all null where the denominator is 0."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    count: int
+    """numerator"""
+    n: int
+    """denominator"""
+
+
+class Percentiles(Strict):
+    """Of one stage of the latency, in ms; null, with the reason, where the clocks cannot show it."""
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    n: int
+    """frames measured"""
+    hidden: str | None = None
+    """why the figures are null"""
+
+
+Stages = dict[str, Percentiles]
+
+
+class Clean(Strict):
+    """The pass without an attack through the scenario's codec, judged at the client."""
+
+    accuracy: float | None
+    """share of the answered frames with a known label that came back with it"""
+    n: int
+    """denominator of `accuracy`"""
+    low: float | None
+    high: float | None
+    agreement_with_unsplit: float | None
+    """identity pass through the identity codec: share of answered frames with the label that the unsplit model gives"""
+    agreement_with_unsplit_rate: Rate | None
+    agreement_through_codec: float | None
+    """clean pass: share of answered frames with the label that the unsplit model gives"""
+    agreement_through_codec_rate: Rate | None
+    unsplit_accuracy: float | None
+    """the unsplit model on the same frames as `accuracy`"""
+    unsplit_accuracy_rate: Rate | None
+
+
+class Queries(Strict):
+    total: int
+    """rows of all queries that were sent, lost ones included; a retry has the id of its first sending and counts once"""
+    median_of_successes: float | None
+    """queries up to the first success, median over the frames that came back wrong and were claimed"""
+    by_phase: dict[str, int]
+    """rows by what the attack asked them for"""
+
+
+class FrameCounts(Strict):
+    count: int
+    """frames that the pass was to send"""
+    answered: int
+    errors: int
+    """came back with an error, or were given up"""
+    missing: int
+    """have no line at the client"""
+    late: int
+    """came back after their deadline, judged at the client from the scheduled arrival"""
+    held: int
+    """frames with a session of the adversary"""
+    forwarded: int
+    """held frames that the adversary sent on"""
+    success: int
+    """sessions that claim a success"""
+    reasons: dict[str, int]
+    """why a session ended, and why a frame without a session was sent on"""
+
+
+class AttackBytes(Strict):
+    client_messages_per_frame: float | None
+    """bytes of the messages that the client sent for a frame, retries included, mean"""
+    forwarded_per_frame: float
+    """payload bytes of the frame on its way to the server, mean over frames"""
+    queries_per_frame: float
+    """payload bytes of the adversary's queries, mean over frames"""
+    queries_total: int
+
+
+class Attack(Strict):
+    """One attacked pass."""
+
+    name: str
+    """of the pass"""
+    kind: str
+    """of the attack"""
+    baseline: bool
+    """noise or record: what the other rows are to be compared with"""
+    parameters: dict[str, Any]
+    point: str | None
+    """input (the image), latent (before the codec), or wire (what the tail decodes)"""
+    norm: str | None
+    eps: float | None
+    eps_unit: str | None
+    eps_absolute: float | None
+    """the radius in the values of the point of attack"""
+    feedback: str
+    """scores, label or none"""
+    budget: int | None
+    """queries for one frame at most"""
+    codec: str
+    reference: str | None
+    """the clean pass through the same codec that says which frames count"""
+    asr: Rate
+    """end to end, at the client: wrong labels over frames whose sample the reference pass got right"""
+    asr_raw: Rate
+    """wrong labels over all frames that the pass was to send"""
+    asr_claimed: Rate
+    """successes that the adversary's sessions claim, over the denominator of `asr`"""
+    claimed_minus_measured: float | None
+    """`asr_claimed` - `asr`"""
+    accuracy: Rate
+    """right labels over the answered frames of this pass"""
+    curve: list[tuple[int, float]]
+    """(queries, share of the denominator of `asr` that came back wrong after at most so many queries), a step function"""
+    queries: Queries
+    requests: int
+    """RPCs of the adversary's own; one may carry many queries"""
+    wall_s: float
+    frames: FrameCounts
+    distance: float | None
+    """median distance of the successes from the original, in the norm and the values of the point of attack"""
+    order: str | None
+    latency_ms: Stages
+    bytes: AttackBytes
+
+
+class Latency(Strict):
+    clean: Stages
+    attacked: Stages
+    """all attacked passes that hold frames, together"""
+
+
+class BytesOnWire(Strict):
+    """Means over frames. Payloads are what a codec wrote; messages are whole requests as they were serialised."""
+
+    clean: float | None
+    """payload bytes that go up to the server for a frame, clean pass; null where no ledger counts bytes"""
+    attacked: float | None
+    """payload bytes that go up to the server for a frame of the client's, queries included, passes that hold frames"""
+    client_messages_clean: float | None
+    """bytes of the messages that the client sent for a frame, retries included, clean pass"""
+    client_messages_attacked: float | None
+
+
+class LedgerCounts(Strict):
+    """The ledger against the server's log. Every count but `entries` and `server_entries` is in rows, one latent each."""
+
+    rows: int
+    """sent, by distinct (id, attempt): queries + forwarded + clean"""
+    server_rows: int
+    """in the server's log, by distinct (id, attempt)"""
+    queries: int
+    forwarded: int
+    """held frames on their way"""
+    clean: int
+    """frames that were never held"""
+    lost: int
+    """rows of `rows` that got no answer; the server may have logged them or not"""
+    entries: int
+    """distinct (id, attempt) in the ledger"""
+    server_entries: int
+    unended: int
+    """entries that were sent and have no end, because a process was killed; counted as lost"""
+    agrees: bool
+
+
+class Ledger(LedgerCounts):
+    disagreements: list[str]
+    """the first 20, in words"""
+    disagreement_count: int
+    passes: dict[str, LedgerCounts]
+
+
+class Clocks(Strict):
+    shared: bool
+    """all nodes read one monotonic clock"""
+    uncertainty_ms: float | None
+    """of a time between client and edge; a one-way stage smaller than it is not given. Null: never compared"""
+    nodes: dict[str, float | None]
+    """uncertainty by node, ms"""
+
+
+class Telemetry(Strict):
+    frames: int
+    """answered frames of all passes"""
+    full: int
+    """of these, with the spans of every node on the way"""
+    dropped: dict[str, int | None]
+    """spans that a node dropped; null: it never said"""
+    passes: dict[str, Rate]
+
+
+class PassSummary(Strict):
+    name: str
+    run: str
+    kind: Literal["clean", "identity", "attack"]
+    adversary: bool
+    codec: str
+    load: dict[str, Any]
+    window: int | None
+    link: str | dict[str, Any] | None
+    deadline_ms: float | None
+    wall_s: float
+    device: str
+    artefact_handshake: str
+    count: int
+    answered: int
+    errors: int
+    missing: int
+    late: int
+    accuracy: Rate
+
+
+class GpuPath(Strict):
+    commit: str
+    device: str
+    date: str
+
+
+class ArtefactSummary(Strict):
+    handshake: str
+    """name@sha256 of the manifest, as the nodes agreed on"""
+    manifest: dict[str, Any] | None
+    """null where neither the artefact nor a copy of its manifest was at hand when the report was written"""
+
+
+class Report(Strict):
+    schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    run: str
+    """name of the run directory"""
+    scenario: dict[str, Any]
+    """as it was resolved"""
+    versions: dict[str, Any]
+    artefact: ArtefactSummary
+    clean: Clean
+    attacks: list[Attack]
+    latency_ms: Latency
+    bytes_on_wire: BytesOnWire
+    ledger: Ledger
+    clocks: Clocks
+    telemetry: Telemetry
+    passes: list[PassSummary]
+    gpu_path: GpuPath | Literal["never"]
+    """where the path through a GPU last ran"""
+    notes: list[str]
+    """what the run could not tell, and why"""

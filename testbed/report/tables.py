@@ -1,0 +1,147 @@
+"""The report as tables: CSV for other programs, Markdown for other people."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from testbed.report.format import eps, number, percent
+from testbed.report.measure import Measured
+from testbed.report.model import Rate, Report, Stages
+from testbed.report.stages import ON_THE_WAY, STAGES
+
+
+def attacks_csv(report: Report) -> str:
+    rows = []
+    for a in report.attacks:
+        rows.append(
+            {
+                **a.model_dump(include={"name", "kind", "baseline", "point", "norm", "eps", "eps_unit", "eps_absolute"}),
+                **a.model_dump(include={"feedback", "budget", "codec", "reference"}),
+                **_columns("asr", a.asr),
+                **_columns("asr_raw", a.asr_raw),
+                **_columns("asr_claimed", a.asr_claimed),
+                **_columns("accuracy", a.accuracy),
+                "queries_total": a.queries.total,
+                "queries_median_of_successes": a.queries.median_of_successes,
+                "requests": a.requests,
+                "wall_s": a.wall_s,
+                **{f"frames_{k}": v for k, v in a.frames.model_dump(exclude={"reasons"}).items()},
+                "distance_median": a.distance,
+                **{f"bytes_{k}": v for k, v in a.bytes.model_dump().items()},
+            }
+        )
+    return _csv(rows)
+
+
+def frames_csv(passes: Sequence[Measured]) -> str:
+    rows = []
+    for m in passes:
+        for f in m.of.frames:
+            session, split = m.of.session_of.get(f.id), m.stages_ns.get(f.id)
+            rows.append(
+                {
+                    "pass": m.of.info.name,
+                    **f.model_dump(exclude={"scheduled_ns", "answered_ns"}),
+                    **{f"{stage}_ms": split[stage] / 1e6 if split else None for stage in STAGES if stage != "total"},
+                    "session_success": session.success if session else None,
+                    "session_queries": session.queries if session else None,
+                    "session_first_success": session.first_success if session else None,
+                    "session_reason": session.reason if session else None,
+                    "session_distance": session.distance if session else None,
+                }
+            )
+    return _csv(rows)
+
+
+def queries_csv(passes: Sequence[Measured]) -> str:
+    """One line a request of the ledger, and what the server's log says of it."""
+    rows = []
+    for m in passes:
+        entries = [entry for entry in m.of.ledger.values() if entry.sent_ns is not None]
+        start = min((entry.sent_ns for entry in entries if entry.sent_ns is not None), default=0)
+        for entry in entries:
+            logged = m.of.server.get((entry.id, entry.attempt))
+            rows.append(
+                {
+                    "pass": m.of.info.name,
+                    "id": entry.id,
+                    "attempt": entry.attempt,
+                    "kind": entry.kind,
+                    "rows": entry.rows,
+                    "frames": len({frame for frame, *_ in entry.asks}) if entry.asks else None,
+                    "why": entry.why,
+                    "bytes": entry.bytes,
+                    "sent_ms": (entry.sent_ns - start) / 1e6 if entry.sent_ns is not None else None,
+                    "ended_ms": (entry.ended_ns - start) / 1e6 if entry.ended_ns is not None else None,
+                    "outcome": "answered" if entry.answered else "lost",
+                    "reason": entry.reason if entry.ends else "no end: the process was killed",
+                    "server_rows": logged.rows if logged else None,
+                }
+            )
+    return _csv(rows)
+
+
+def latency_csv(report: Report) -> str:
+    series = {"clean": report.latency_ms.clean, "attacked": report.latency_ms.attacked}
+    series |= {attack.name: attack.latency_ms for attack in report.attacks}
+    return _csv(
+        {"pass": name, "stage": stage, **figures.model_dump(exclude={"hidden"}), "reason": figures.hidden}
+        for name, stages in series.items()
+        for stage, figures in stages.items()
+    )
+
+
+def markdown(report: Report) -> str:
+    c, ledger = report.clean, report.ledger
+    clean = Rate(value=c.accuracy, low=c.low, high=c.high, count=round((c.accuracy or 0) * c.n), n=c.n)
+    lines = [
+        f"# {report.scenario.get('name', report.run)}",
+        "",
+        f"Run `{report.run}`, artefact `{report.artefact.handshake[:60]}`. Shares carry their Wilson 95 % interval.",
+        "",
+        f"* Clean accuracy: {percent(clean)}",
+        f"* Agreement with the unsplit model through the identity codec: {percent(c.agreement_with_unsplit_rate)}",
+        f"* Ledger and server log {'agree' if ledger.agrees else 'DISAGREE'}: {ledger.rows} rows sent "
+        f"({ledger.queries} queries, {ledger.forwarded} forwarded, {ledger.clean} clean), {ledger.lost} of them lost; "
+        f"{ledger.server_rows} rows in the server's log, {ledger.disagreement_count} disagreements",
+        "",
+        "| attack | point | eps | feedback | budget | ASR | claimed | queries | median to success | requests | wall s |",
+        "|---|---|---|---|--:|---|---|--:|--:|--:|--:|",
+    ]
+    for a in report.attacks:
+        name = f"{a.name} (baseline)" if a.baseline else a.name
+        cells = [name, a.point or "", eps(a), a.feedback, number(a.budget), percent(a.asr), percent(a.asr_claimed)]
+        cells += [number(a.queries.total), number(a.queries.median_of_successes), number(a.requests), f"{a.wall_s:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Latency in ms, p50 / p90 / p99:", "", "| stage | clean | attacked |", "|---|--:|--:|"]
+    for stage in STAGES:
+        lines.append(f"| {stage} | {_three(report.latency_ms.clean, stage)} | {_three(report.latency_ms.attacked, stage)} |")
+    lines += ["", f"{' + '.join(ON_THE_WAY)} = total, frame by frame; medians do not add up."]
+    lines += ["", *(f"* Note: {note}" for note in report.notes)]
+    lines += [f"* Disagreement: {line}" for line in ledger.disagreements]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _three(stages: Stages, stage: str) -> str:
+    figures = stages.get(stage)
+    if figures is None or figures.p50 is None:
+        return figures.hidden or "" if figures else ""
+    return " / ".join(number(value) for value in (figures.p50, figures.p90, figures.p99))
+
+
+def _columns(name: str, value: Rate) -> dict[str, Any]:
+    return {name if field == "value" else f"{name}_{field}": x for field, x in value.model_dump().items()}
+
+
+def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    listed = list(rows)
+    if not listed:
+        return ""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(listed[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(listed)
+    return out.getvalue()

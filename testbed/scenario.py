@@ -1,0 +1,146 @@
+"""A scenario: one measurement, as data. YAML checked by pydantic; unknown keys are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from adversary.attacks import AttackConfig
+from adversary.relay import Order
+from mobile_client.passes import Load, Offline
+from splitcore.codec import CodecConfig
+from splitcore.data.source import ArtefactSource, SourceConfig
+from splitcore.errors import ScenarioError
+from splitcore.link import Link
+from splitcore.threat import ThreatModel
+
+NAME = Field(pattern=r"^[A-Za-z0-9_.+-]{1,40}$")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AttackPass(_Strict):
+    """The stream once more, under attack."""
+
+    name: Annotated[str, NAME]
+    attack: AttackConfig
+    threat: ThreatModel = ThreatModel()
+    order: Order = "overtake"
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """of the frames that are attacked"""
+    frames: Annotated[int, Field(ge=1)] | None = None
+    """of this pass; None: the scenario's"""
+    max_held: Annotated[int, Field(ge=1, le=65536)] = 256
+
+    @model_validator(mode="after")
+    def _fits(self) -> AttackPass:
+        if self.threat.norm not in self.attack.norms:
+            raise ValueError(f"attack {self.attack.kind} has norms {', '.join(self.attack.norms)}, got {self.threat.norm}")
+        return self
+
+
+class RecordPass(_Strict):
+    """The stream once more, with an adversary that only listens: the other baseline."""
+
+    name: Annotated[str, NAME] = "record"
+    record: Literal[True] = True
+
+
+class Edge(_Strict):
+    """How the edge server is started, where the testbed starts it. Names and meanings are Triton's."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    max_batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
+    max_queue_delay_microseconds: Annotated[int, Field(ge=0)] = 0
+    max_queue_size: Annotated[int, Field(ge=1)] = 4096
+
+
+class Address(_Strict):
+    """Where a node that was started by somebody else is reached."""
+
+    control: str
+    """host:port of its control API"""
+
+
+class Nodes(_Strict):
+    """Nodes that run already, in containers or on other hosts. They share one control token with the testbed."""
+
+    client: Address
+    adversary: Address | None
+    edge: Address
+    token_file: Path
+    telemetry: str = "0.0.0.0:5555"
+    """where the collector listens, host:port; clocks are compared on the next port"""
+
+
+class Scenario(_Strict):
+    """What `latentbed run` measures: a clean pass, a pass through the codec `identity`, and a pass for each attack."""
+
+    name: Annotated[str, NAME]
+    recipe: Path | None = None
+    """a training, relative to the scenario's file; its artefact is made when it is missing"""
+    artefact: Path | None = None
+    """an artefact's folder, relative to the scenario's file; default `<runs>/artefacts/<recipe's name>`"""
+    source: SourceConfig = Field(default_factory=ArtefactSource)
+    frames: Annotated[int, Field(ge=1, le=10_000_000)] = 256
+    """of every pass: frame n shows sample n modulo the source's size"""
+    codec: CodecConfig | None = None
+    """None: the one that the artefact was trained with"""
+    load: Load = Field(default_factory=Offline)
+    window: Annotated[int, Field(ge=1, le=65536)] = 64
+    """frames in flight at most"""
+    deadline_ms: Annotated[float, Field(gt=0)] | None = None
+    """of every frame, from its scheduled arrival; it travels in the request"""
+    link: Link | None = None
+    seed: int = 0
+    adversary: bool = True
+    """False: the client reaches the edge directly, there are no attacks"""
+    attacks: tuple[AttackPass | RecordPass, ...] = ()
+    edge: Edge = Edge()
+    nodes: Nodes | None = None
+    """None: three processes on loopback"""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Scenario:
+        if self.recipe is None and self.artefact is None:
+            raise ValueError("expected a `recipe` to train or an `artefact` to use, got neither")
+        if self.attacks and not self.adversary:
+            raise ValueError("expected no attacks where `adversary: false`")
+        if self.adversary and self.nodes is not None and self.nodes.adversary is None:
+            raise ValueError("expected the adversary's address in `nodes`, or `adversary: false`")
+        names = [attack.name for attack in self.attacks]
+        if len({*names, "clean", "identity"}) != len(names) + 2:
+            raise ValueError(f"expected names that differ from each other and from clean and identity, got {names}")
+        return self
+
+
+SCENARIO: TypeAdapter[Scenario] = TypeAdapter(Scenario)
+Pass: TypeAlias = AttackPass | RecordPass
+
+
+def load_scenario(path: Path) -> Scenario:
+    """The scenario in a YAML file; its paths are made absolute from the file's folder. Raises ScenarioError."""
+    try:
+        document: Any = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ScenarioError(f"expected a scenario at {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path} is not YAML: {error}") from error
+    try:
+        scenario = SCENARIO.validate_python(document)
+    except ValidationError as error:
+        raise ScenarioError(f"{path} is not a scenario: {error}") from error
+    base = path.resolve().parent
+    absolute = {key: base / value for key in ("recipe", "artefact") if (value := getattr(scenario, key)) is not None}
+    return scenario.model_copy(update=absolute)
+
+
+def dump_scenario(scenario: Scenario) -> str:
+    """As YAML, all defaults written out; `load_scenario` reads it back."""
+    return yaml.safe_dump(scenario.model_dump(mode="json"), sort_keys=False, width=120)
