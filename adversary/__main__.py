@@ -12,7 +12,7 @@ import typer
 
 from adversary.node import run
 from splitcore.errors import LatentbedError
-from splitcore.event_loop import new_event_loop
+from splitcore.node import new_event_loop
 
 
 def main(

@@ -19,10 +19,10 @@ from adversary.relay import Addon, Order
 from adversary.space import InputSpace, LatentSpace, Space, WireSpace
 from splitcore.artefact import Artefact
 from splitcore.codec import Codec, fit
-from splitcore.data.source import Source, SourceConfig, open_source
+from splitcore.data.source import Samples, SourceConfig, open_source
 from splitcore.errors import ScenarioError
 from splitcore.frame import Frame, FrameId
-from splitcore.head import Head
+from splitcore.head import Head, as_unit
 from splitcore.journal import Journal, read
 from splitcore.threat import ThreatModel
 
@@ -130,16 +130,17 @@ class Workshop:
         if behaviour.threat.point == "wire":
             return lambda frame: WireSpace(frame.payloads[0], self._codec(frame), self.artefact.latent.std)
         assert behaviour.source is not None
-        source = open_source(behaviour.source, self.artefact, self._data_dir)
+        samples = open_source(behaviour.source, self.artefact, self._data_dir)
         head = Head(self.artefact)
-        return lambda frame: self._insider(frame, behaviour.threat.point, source, head)
+        return lambda frame: self._insider(frame, behaviour.threat.point, samples, head)
 
-    def _insider(self, frame: Frame, point: str, source: Source, head: Head) -> Space:
+    def _insider(self, frame: Frame, point: str, samples: Samples, head: Head) -> Space:
         """The image behind a frame, checked: what the head and the codec make of it must be what is on the wire."""
         codec = self._codec(frame)
-        image = source.image(FrameId.parse(frame.id).sequence)
-        latent = head(image[None])
+        sample = samples.sample_of(FrameId.parse(frame.id).sequence)
+        image = as_unit(samples.images[sample : sample + 1])
+        latent = head(image)
         expected, got = codec.snap(latent)[0], codec.decode([frame.payloads[0]])[0]
         if np.abs(expected - got).max() > float(codec.step.max()) + 1e-3 * codec.latent.std:
             raise ScenarioError(f"{frame.id}: the insider's sample is not the one on the wire: expected the phone's source")
-        return InputSpace(image, head, codec) if point == "input" else LatentSpace(latent[0], codec)
+        return InputSpace(image[0], head, codec) if point == "input" else LatentSpace(latent[0], codec)

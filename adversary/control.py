@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Query, Response
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI, HTTPException, Query
+from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from adversary.addons.attacker import Attacker
 from adversary.behaviour import Behaviour
-from splitcore.control import control_app, journal_response
+from splitcore.control import NDJSON, control_app, journal_response
 from splitcore.errors import LatentbedError
 
 if TYPE_CHECKING:
@@ -48,17 +48,17 @@ def build_control(adversary: Adversary, *, token: str, names: frozenset[str]) ->
             raise HTTPException(409, str(error)) from error
         return {"behaviour": behaviour.kind}
 
-    @app.get("/ledger")
+    @app.get("/ledger", response_class=StreamingResponse, responses=NDJSON)
     async def ledger(run: Annotated[str | None, Query(pattern=RUN)] = None) -> StreamingResponse:
         return journal_response(adversary.ledger.path, run)
 
-    @app.get("/sessions")
+    @app.get("/sessions", response_class=StreamingResponse, responses=NDJSON)
     async def sessions(run: Annotated[str, Query(pattern=RUN)]) -> StreamingResponse:
         return journal_response(adversary.workshop.sessions_path(run))
 
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(prometheus(adversary), media_type="text/plain; version=0.0.4")
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(prometheus(adversary))
 
     return app
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import logging
-import os
-import signal
 from pathlib import Path
 
 from adversary.addons.attacker import Attacker
@@ -18,10 +14,9 @@ from adversary.relay import Relay
 from adversary.targets import check_target
 from splitcore.artefact import Artefact
 from splitcore.control import load_token, serving
+from splitcore.node import begin, joined, on_end, tell_ready
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire.channel import split_address
-
-log = logging.getLogger(__name__)
 
 
 class Adversary:
@@ -48,12 +43,9 @@ async def run(
 ) -> None:  # fmt: skip
     """Serves until SIGTERM or SIGINT. Raises LatentbedError, OSError, ValueError before it is ready."""
     check_target(upstream, allow)
-    state.mkdir(parents=True, exist_ok=True)
-    ready = state / "ready.json"
-    ready.unlink(missing_ok=True)
+    begin(state)
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    on_end(stop.set)
     with contextlib.ExitStack() as closing:
         ledger = Ledger(state / "queries.jsonl")
         closing.callback(ledger.close)
@@ -66,15 +58,9 @@ async def run(
         host, port = split_address(control)
         server, grpc_port = await relay.start(listen)
         async with serving(app, host, port) as control_port:
-            listen_host = split_address(listen)[0]
-            temporary = ready.with_suffix(".new")
-            temporary.write_text(
-                json.dumps({"pid": os.getpid(), "grpc": f"{listen_host}:{grpc_port}", "control": f"{host}:{control_port}"})
-            )
-            temporary.replace(ready)
-            log.warning(
-                "adversary between %s:%d and %s, control on %s:%d", listen_host, grpc_port, upstream, host, control_port
-            )
+            here, there = joined(split_address(listen)[0], grpc_port), joined(host, control_port)
+            tell_ready(state, control=there, grpc=here)
+            print(f"adversary: grpc {here}, control http://{there}, upstream {upstream}", flush=True)
             await stop.wait()
             await adversary.behave(PassBehaviour())
             await server.stop(grace=2)

@@ -14,6 +14,7 @@ import typer
 from edge_server.node import EdgeConfig, serve
 from edge_server.queue import BatchSettings
 from splitcore.errors import LatentbedError
+from splitcore.node import new_event_loop
 
 
 class Device(StrEnum):
@@ -66,21 +67,11 @@ def main(
         grace_s=grace_s,
     )
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(serve(config))
     except (LatentbedError, OSError, ValueError) as error:
         print(f"edge server: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-
-
-def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
-    """uvloop where it is installed: 10 to 20 % less latency on small messages."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    loop: type[asyncio.AbstractEventLoop] = uvloop.Loop
-    return loop
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
 from edge_server.admission import VERSION
-from edge_server.log import chunks_of_run
 from edge_server.metrics import Metrics
 from edge_server.queue import BatchSettings
 from edge_server.service import InferenceService
 from splitcore.artefact import Artefact
 from splitcore.codec import CODECS, fit
-from splitcore.control import control_app
+from splitcore.control import NDJSON, control_app, journal_response
 
 RUN = r"^[A-Za-z0-9_.:+-]{1,96}$"
 """a run's name, as the first word of a frame id"""
@@ -120,9 +119,9 @@ def edge_app(
             ]
         )
 
-    @app.get("/log", response_class=StreamingResponse, responses={200: {"content": {"application/x-ndjson": {}}}})
+    @app.get("/log", response_class=StreamingResponse, responses=NDJSON)
     def server_log(run: Annotated[str, Query(pattern=RUN)]) -> StreamingResponse:
         """The server's log of one run, as newline-delimited JSON: what was computed, in that order."""
-        return StreamingResponse(chunks_of_run(log, run), media_type="application/x-ndjson")
+        return journal_response(log, run)
 
     return app

@@ -6,10 +6,8 @@ expired and cancelled requests are not in it, and a killed process leaves every 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import orjson
 
 from edge_server.queue import Job
 from splitcore import journal
@@ -39,16 +37,3 @@ class ServerLog:
 
     def close(self) -> None:
         self._journal.close()
-
-
-def chunks_of_run(path: Path, run: str, rows_a_chunk: int = 1000) -> Iterator[bytes]:
-    """The rows of one run as newline-delimited JSON, in pieces. Nothing where there is no log."""
-    prefix, chunk = f"{run}/", []
-    for row in journal.read(path):
-        if str(row.get("id", "")).startswith(prefix):
-            chunk.append(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
-            if len(chunk) == rows_a_chunk:
-                yield b"".join(chunk)
-                chunk.clear()
-    if chunk:
-        yield b"".join(chunk)

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
-import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,12 +27,13 @@ from edge_server.service import InferenceService
 from edge_server.tail import Tail, default_threads
 from splitcore.artefact import Artefact
 from splitcore.control import load_token, serving
+from splitcore.node import begin, joined, on_end, tell_ready
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import oip
 from splitcore.wire.channel import server_options, split_address
 
-READY_FILE, LOG_FILE = "ready.json", "server.jsonl"
+LOG_FILE = "server.jsonl"
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -76,9 +74,7 @@ class EdgeServer:
 
     async def _start(self, rim: contextlib.AsyncExitStack) -> None:
         config = self.config
-        config.state.mkdir(parents=True, exist_ok=True)
-        ready_file = config.state / READY_FILE
-        ready_file.unlink(missing_ok=True)
+        begin(config.state)
         artefact = Artefact(config.artefact)
         token = load_token(config.token_file or config.state / "token")
         log = ServerLog(config.state / LOG_FILE)
@@ -112,7 +108,7 @@ class EdgeServer:
             names=config.names,
         )
         host, port = split_address(config.control)
-        self.control = f"{_bracketed(host)}:{await rim.enter_async_context(serving(app, host, port))}"
+        self.control = joined(host, await rim.enter_async_context(serving(app, host, port)))
         self._health = health_aio.HealthServicer()
         await self._set_health(NOT_SERVING)
         self._server = grpc.aio.server(options=server_options())
@@ -126,13 +122,13 @@ class EdgeServer:
             await self._server.start()
             await self._server.stop(None)
             raise OSError(f"cannot listen on {config.listen}: {error}; choose another --listen") from error
-        self.address = f"{_bracketed(host)}:{port}"
+        self.address = joined(host, port)
         await self._server.start()
         rim.push_async_callback(self._server.stop, None)
         await self.batcher.start()
         self.service.ready = True
         await self._set_health(SERVING)
-        _write_whole(ready_file, {"pid": os.getpid(), "grpc": self.address, "control": self.control})
+        tell_ready(config.state, control=self.control, grpc=self.address)
 
     async def drain(self) -> None:
         """Answers what was accepted, refuses what comes now, and closes everything."""
@@ -153,22 +149,10 @@ class EdgeServer:
 
 async def serve(config: EdgeConfig) -> None:
     """Until SIGTERM or SIGINT."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
+    stop = asyncio.Event()
+    on_end(stop.set)
     server = EdgeServer(config)
     await server.start()
     print(f"edge server: grpc {server.address}, control http://{server.control}", flush=True)
     await stop.wait()
     await server.drain()
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _write_whole(path: Path, content: dict[str, str | int]) -> None:
-    """Who finds the file finds all of it."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(content) + "\n")
-    temporary.replace(path)

@@ -21,7 +21,7 @@ from mobile_client.phone import PhoneConfig
 from splitcore import codec as codecs
 from splitcore.data import DATASETS
 from splitcore.errors import LatentbedError
-from splitcore.event_loop import new_event_loop
+from splitcore.node import new_event_loop
 
 app = typer.Typer(add_completion=False, invoke_without_command=True, pretty_exceptions_enable=False)
 

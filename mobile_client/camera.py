@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from mobile_client.shot import Shot
-from mobile_client.source import Samples
 from splitcore.codec import Codec
+from splitcore.data.source import Samples
 from splitcore.frame import FrameId
 from splitcore.head import Head
 from splitcore.telemetry.clock import now_ns

@@ -18,7 +18,7 @@ from mobile_client.passes import RUN_PATTERN, PassRequest, PassStatus
 from mobile_client.phone import Phone
 from mobile_client.record import ATTEMPTS, FRAMES, PassRecord, read_request
 from splitcore import journal
-from splitcore.control import control_app, journal_response
+from splitcore.control import NDJSON, control_app, journal_response
 from splitcore.errors import LatentbedError
 
 _log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _UNKNOWN: dict[int | str, dict[str, Any]] = {
     404: {"description": "no such run"},
     409: {"description": "the run's request is of another version"},
 }
-_ROWS: dict[int | str, dict[str, Any]] = {200: {"content": {"application/x-ndjson": {}}}, **_UNKNOWN}
+_ROWS: dict[int | str, dict[str, Any]] = NDJSON | _UNKNOWN
 
 
 class Exit(BaseModel):

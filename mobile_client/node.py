@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 from mobile_client.control import Passes, phone_app
 from mobile_client.phone import Phone, PhoneConfig
 from splitcore.control import load_token, serving
+from splitcore.node import begin, joined, on_end, tell_ready
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire.channel import split_address
-
-READY_FILE = "ready.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,18 +27,14 @@ class NodeConfig:
 
 async def serve(config: NodeConfig, phone_config: PhoneConfig) -> int:
     """The exit code that was asked for; 0 after a signal. Raises LatentbedError, OSError, ValueError at the start."""
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[int] = loop.create_future()
+    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def end(code: int) -> None:
         if not ended.done():
             ended.set_result(code)
 
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, end, 0)
-    config.state.mkdir(parents=True, exist_ok=True)
-    ready_file = config.state / READY_FILE
-    ready_file.unlink(missing_ok=True)
+    on_end(lambda: end(0))
+    begin(config.state)
     token = load_token(config.token_file or config.state / "token")
     telemetry = Telemetry(phone_config.node, config.telemetry)
     try:
@@ -51,8 +43,8 @@ async def serve(config: NodeConfig, phone_config: PhoneConfig) -> int:
         app = phone_app(passes, token=token, names=config.names, end=end)
         host, port = split_address(config.control)
         async with serving(app, host, port) as bound:
-            address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
-            _write_whole(ready_file, {"pid": os.getpid(), "grpc": None, "control": address})
+            address = joined(host, bound)
+            tell_ready(config.state, control=address)
             print(f"mobile client: control http://{address}, target {phone_config.target}", flush=True)
             code = await ended
             await passes.stop()
@@ -60,10 +52,3 @@ async def serve(config: NodeConfig, phone_config: PhoneConfig) -> int:
     finally:
         telemetry.close()
     return code
-
-
-def _write_whole(path: Path, content: dict[str, str | int | None]) -> None:
-    """Who finds the file finds all of it."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(content) + "\n")
-    temporary.replace(path)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from splitcore.codec import CodecConfig
-from splitcore.data import DatasetName, Split
+from splitcore.data.source import ArtefactSource, SourceConfig
 from splitcore.link import Link
 
 RUN_PATTERN = r"^[A-Za-z0-9_:+-][A-Za-z0-9_.:+-]{0,95}$"
@@ -18,30 +17,6 @@ MAX_COUNT = 1_000_000
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ArtefactSource(_Strict):
-    """The artefact's own held-out samples: a phone needs nothing else."""
-
-    kind: Literal["artefact"] = "artefact"
-
-
-class DatasetSource(_Strict):
-    """A data set from the data folder."""
-
-    kind: Literal["dataset"] = "dataset"
-    name: DatasetName
-    split: Split = "test"
-
-
-class FolderSource(_Strict):
-    """PNG and JPEG files in a folder of the phone's; sub-folders that are named after the classes give labels."""
-
-    kind: Literal["folder"] = "folder"
-    path: Path
-
-
-Source: TypeAlias = Annotated[ArtefactSource | DatasetSource | FolderSource, Field(discriminator="kind")]
 
 
 class SingleStream(_Strict):
@@ -71,7 +46,7 @@ class PassRequest(_Strict):
 
     run: Annotated[str, Field(pattern=RUN_PATTERN)]
     count: Annotated[int, Field(ge=1, le=MAX_COUNT)]
-    source: Source = ArtefactSource()
+    source: SourceConfig = ArtefactSource()
     codec: CodecConfig | None = None
     """None: the artefact's"""
     load: Load = SingleStream()

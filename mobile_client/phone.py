@@ -16,9 +16,9 @@ from mobile_client.camera import Arrival, Camera
 from mobile_client.load import arrivals_ns
 from mobile_client.record import PassRecord
 from mobile_client.sender import Sender
-from mobile_client.source import open_source
 from splitcore.artefact import Artefact
 from splitcore.codec import fit
+from splitcore.data.source import open_source
 from splitcore.head import Head
 from splitcore.link import profile_of, shaped
 from splitcore.telemetry.clock import now_ns

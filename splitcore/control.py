@@ -141,6 +141,10 @@ def control_app(title: str, *, token: str, names: frozenset[str] = frozenset()) 
     return app, Depends(with_token)
 
 
+NDJSON: dict[int | str, dict[str, Any]] = {200: {"content": {"application/x-ndjson": {}}}}
+"""`responses` of a route that gives a journal"""
+
+
 def journal_response(path: Path, run: str | None = None) -> StreamingResponse:
     """A journal as newline-delimited JSON, or its rows of one run; an absent one is an empty answer."""
     ours = b"" if run is None else f'"id":"{run}/'.encode()

@@ -63,4 +63,9 @@ class Head:
         """Images uint8 [k, C, H, W] to latents [k, *shape]."""
         if images.dtype != np.uint8:
             raise ArtefactError(f"expected images uint8, got {images.dtype}: for float32 in [0, 1] call the head itself")
-        return self(images.astype(np.float32) / np.float32(255))
+        return self(as_unit(images))
+
+
+def as_unit(images: NDArray[np.uint8]) -> F32:
+    """Images uint8 as float32 in [0, 1]: what the head's own normalisation starts from."""
+    return images.astype(np.float32) / np.float32(255)

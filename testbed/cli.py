@@ -19,7 +19,7 @@ from testbed.report.model import Report
 from testbed.scenario import Scenario, load_scenario
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 SCENARIOS = Path(__file__).resolve().parents[1] / "scenarios"
 
@@ -109,22 +109,22 @@ def _show(report: Report, folder: Path) -> None:
         f"as the unsplit model through the identity codec: {_share(clean.agreement_with_unsplit)}"
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column, justify in (("attack", "left"), ("point", "left"), ("eps", "right"), ("success end to end", "right"),
-                            ("95 % interval", "right"), ("queries a frame", "right"), ("held, median ms", "right")):  # fmt: skip
-        table.add_column(column, justify="right" if justify == "right" else "left")
+    for column in ("attack", "threat", "success end to end", "of", "queries a frame", "held, ms"):
+        table.add_column(column, justify="left" if column in ("attack", "threat") else "right")
     for attack in report.attacks:
         hold = attack.latency_ms.get("hold") if attack.latency_ms else None
-        eps = "-" if attack.eps is None else f"{attack.eps:g} {attack.eps_unit} {attack.norm}"
-        queries = attack.queries.total / max(1, attack.frames.held)
+        threat = "listens only" if attack.eps is None else f"{attack.point} {attack.norm} {attack.eps:g} {attack.eps_unit}"
+        asr, held = attack.asr, attack.frames.held
         table.add_row(
-            attack.name, attack.point or "-", eps, f"{_share(attack.asr.value)} of {attack.asr.n}",
-            f"{_share(attack.asr.low)} to {_share(attack.asr.high)}", f"{queries:.0f}" if attack.frames.held else "-",
-            f"{hold.p50:.0f}" if hold else "-",
+            attack.name, threat, f"{_share(asr.value)} [{_share(asr.low)}, {_share(asr.high)}]", str(asr.n),
+            f"{attack.queries.total / held:.0f}" if held else "-", f"{hold.p50:.0f}" if hold else "-",
         )  # fmt: skip
     console.print(table)
     books = report.ledger
     verdict = "[green]agree[/]" if books.agrees else f"[red]disagree[/]: {books.disagreements[:3]}"
-    console.print(f"ledger of what was sent ({books.rows:,} rows) and the server's own log ({books.server_rows:,} rows) {verdict}")
+    console.print(
+        f"ledger of what was sent ({books.rows:,} rows) and the server's own log ({books.server_rows:,} rows) {verdict}"
+    )
     console.print(f"report: [bold]{folder / 'report.html'}[/]  ({folder.parent / 'latest'})", soft_wrap=True)
 
 

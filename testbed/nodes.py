@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import httpx
 
 from splitcore.control import load_token
 from splitcore.errors import LatentbedError
+from splitcore.node import begin, read_ready
 from testbed.scenario import Scenario
 
 START_S = 60.0
@@ -86,11 +86,9 @@ class Process:
     """A node that was started here: `python -m <package>`, its log in `<state>/log.txt`."""
 
     def __init__(self, package: str, state: Path, arguments: list[str]) -> None:
-        state.mkdir(parents=True, exist_ok=True)
         self.package = package
         self.state = state
-        self._ready = state / "ready.json"
-        self._ready.unlink(missing_ok=True)
+        begin(state)
         self._log = state / "log.txt"
         with self._log.open("ab") as log:
             self.popen = subprocess.Popen(
@@ -102,8 +100,8 @@ class Process:
         """What the node wrote when it was ready. Raises NodeError."""
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
-            if self._ready.exists():
-                return dict(json.loads(self._ready.read_text()))
+            if (ready := read_ready(self.state)) is not None:
+                return ready
             if self.popen.poll() is not None:
                 raise NodeError(f"{self.package} ended with {self.popen.returncode} before it was ready:\n{self.tail()}")
             time.sleep(0.02)

@@ -1,45 +1,47 @@
-"""What the phone looks at: sample after sample, in an order that both the phone and an insider know.
+"""What the phone looks at: frame n of a pass shows sample n modulo the number of samples, always and in this order.
 
-Frame n shows sample n modulo the source's size. An adversary at the points `input` and `latent` is given the same source, so it
-knows the image behind a frame without having seen it.
+Others rely on that order: an adversary at the points `input` and `latent` is an insider who holds the same samples, and knows
+from a frame's sequence which one it shows.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from pydantic.dataclasses import dataclass
+from pydantic.dataclasses import dataclass as config_dataclass
 
 from splitcore.artefact import Artefact
 from splitcore.codec.base import STRICT
-from splitcore.data.named import DatasetName
+from splitcore.data.dataset import Split
+from splitcore.data.images import folder
+from splitcore.data.named import DatasetName, load
 from splitcore.errors import DataError
-from splitcore.latent import F32
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@config_dataclass(frozen=True, kw_only=True, config=STRICT)
 class ArtefactSource:
-    """The held-out samples that lie in the artefact itself: no data set is needed."""
+    """The artefact's own held-out samples: a phone needs nothing else."""
 
     kind: Literal["artefact"] = "artefact"
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@config_dataclass(frozen=True, kw_only=True, config=STRICT)
 class DatasetSource:
-    """A data set of splitcore.data, from the data directory."""
+    """A data set from the data folder."""
 
     kind: Literal["dataset"] = "dataset"
     name: DatasetName
-    split: Literal["train", "test"] = "test"
+    split: Split = "test"
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@config_dataclass(frozen=True, kw_only=True, config=STRICT)
 class FolderSource:
-    """A folder of images; names of sub-folders that are class names are their labels."""
+    """PNG and JPEG files in a folder; sub-folders that are named after the classes give labels."""
 
     kind: Literal["folder"] = "folder"
     path: Path
@@ -48,48 +50,42 @@ class FolderSource:
 SourceConfig: TypeAlias = Annotated[ArtefactSource | DatasetSource | FolderSource, Field(discriminator="kind")]
 
 
-class Source:
-    """Images uint8 [n, C, H, W], with labels [n] where they are known (-1 where one is not)."""
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Images uint8 [n, C, H, W] and, where they are known, their labels [n]."""
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64] | None, shape: tuple[int, int, int]) -> None:
-        if images.shape[1:] != shape or not len(images):
-            raise DataError(f"expected images [n, {', '.join(map(str, shape))}] for this head, got {list(images.shape)}")
-        self._images = images
-        self._labels = labels
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None
 
-    def __len__(self) -> int:
-        return len(self._images)
+    def sample_of(self, sequence: int) -> int:
+        """The index of the sample that frame `sequence` shows."""
+        return sequence % len(self.images)
 
-    def sample(self, sequence: int) -> int:
-        """The number of the sample that frame `sequence` shows."""
-        return sequence % len(self)
-
-    def image(self, sequence: int) -> F32:
-        """float32 [C, H, W] in [0, 1]."""
-        image: F32 = self._images[self.sample(sequence)].astype(np.float32) / np.float32(255)
-        return image
-
-    def label(self, sequence: int) -> int | None:
-        if self._labels is None:
-            return None
-        label = int(self._labels[self.sample(sequence)])
-        return label if label >= 0 else None
+    def label_of(self, sample: int) -> int | None:
+        return None if self.labels is None else int(self.labels[sample])
 
 
-def open_source(config: SourceConfig, artefact: Artefact, data_dir: Path | None) -> Source:
-    """Raises DataError where it is absent or does not fit the artefact's head."""
-    shape = artefact.manifest.input_shape
-    match config:
+def open_source(source: SourceConfig, artefact: Artefact, data_dir: Path | None) -> Samples:
+    """Raises DataError, ArtefactError when the samples are absent or do not fit the artefact's head."""
+    manifest = artefact.manifest
+    match source:
         case ArtefactSource():
             images, labels = artefact.samples
-            return Source(images, labels, shape)
+            samples, name = Samples(images, labels), "the artefact's samples"
         case DatasetSource():
-            from splitcore.data import load
-
-            dataset = load(config.name, config.split, data_dir)
-            return Source(dataset.images, dataset.labels, shape)
+            dataset = load(source.name, source.split, data_dir, progress=False)
+            if len(dataset.classes) != len(manifest.classes):
+                raise DataError(
+                    f"artefact {manifest.name} expected {len(manifest.classes)} classes, {source.name} has "
+                    f"{len(dataset.classes)}: choose the data set it was trained for, {manifest.dataset}"
+                )
+            samples, name = Samples(dataset.images, dataset.labels), f"{source.name} ({source.split})"
         case FolderSource():
-            from splitcore.data.images import folder
-
-            pictures = folder(config.path, shape, artefact.manifest.classes)
-            return Source(pictures.images, pictures.labels, shape)
+            found = folder(source.path, manifest.input_shape, manifest.classes)
+            samples, name = Samples(found.images, found.labels), str(source.path)
+    if samples.images.shape[1:] != manifest.input_shape or not len(samples.images):
+        raise DataError(
+            f"artefact {manifest.name} expected images [n, {', '.join(map(str, manifest.input_shape))}], "
+            f"{name} gave {list(samples.images.shape)}: choose another source, or another artefact"
+        )
+    return samples

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mobile_client.load import arrivals_ns
-from mobile_client.passes import ArtefactSource, FolderSource, Offline, PassRequest, Server, SingleStream
-from mobile_client.source import open_source
+from mobile_client.passes import Offline, PassRequest, Server, SingleStream
 from splitcore.artefact import Artefact
+from splitcore.data.source import ArtefactSource, FolderSource, open_source
 from splitcore.errors import DataError, ScenarioError
 from splitcore.frame import Frame, FrameId, Reply
 from splitcore.journal import read

@@ -140,6 +140,48 @@ def test_an_edge_that_is_killed_under_attack_leaves_one_line_a_frame_and_books_t
             process.stop()
 
 
+@pytest.mark.timeout(180)
+def test_an_adversary_that_is_killed_starts_no_second_session_for_a_frame(digits_artefact: Path, tmp_path: Path) -> None:
+    token_file = tmp_path / "token"
+    token = load_token(token_file)
+    common = ["--artefact", str(digits_artefact), "--token-file", str(token_file)]
+    behaviour = {
+        "kind": "attack", "run": "killed", "attack": {"kind": "square"},
+        "threat": {"norm": "linf", "eps": 0.05, "eps_unit": "std", "budget": 300},
+    }  # fmt: skip
+    edge = Process("edge_server", tmp_path / "edge", [*common, "--device", "cpu", "--threads", "1"])
+    started = [edge]
+    try:
+        upstream = ["--upstream", edge.wait_ready()["grpc"]]
+        relay = Process("adversary", tmp_path / "adversary", [*common, *upstream])
+        started.append(relay)
+        first = relay.wait_ready()
+        phone = Process("mobile_client", tmp_path / "client", [*common, "--target", first["grpc"]])
+        started.append(phone)
+        client = Node("client", phone.wait_ready()["control"], token)
+        adversary = Node("adversary", first["control"], token)
+        adversary.put("/behaviour", behaviour)
+        client.post("/passes", {"run": "killed", "count": 20, "window": 20, "load": {"kind": "offline"}})
+        wait_until(lambda: adversary.get("/status")["ledger"].get("query", 0) > 500)
+        relay.kill()
+        again = Process("adversary", tmp_path / "adversary", [*common, *upstream, "--listen", first["grpc"]])
+        started.append(again)
+        adversary = Node("adversary", again.wait_ready()["control"], token)
+        adversary.put("/behaviour", behaviour)
+        wait_until(lambda: client.get("/passes/killed")["state"] != "running")
+        adversary.put("/behaviour", {"kind": "pass"})
+        assert len(list(read(tmp_path / "client" / "passes" / "killed" / "frames.jsonl"))) == 20
+        rows = list(read(tmp_path / "adversary" / "sessions" / "killed.jsonl"))
+        assert len({row["frame"] for row in rows}) == len(rows) == 20
+        ledger = entries_of(read(tmp_path / "adversary" / "queries.jsonl"))
+        log = server_rows_of(read(tmp_path / "edge" / "server.jsonl"))
+        _, wrong = reconcile(ledger, log, [Asked(row) for row in rows], budget=300)
+        assert wrong == []
+    finally:
+        for process in reversed(started):
+            process.stop()
+
+
 class Asked:
     def __init__(self, row: dict[str, Any]) -> None:
         self.frame: str = row["frame"]

@@ -1,0 +1,55 @@
+"""What the three nodes have in common as processes: how they say that they are ready, and what ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+READY_FILE = "ready.json"
+
+
+def begin(state: Path) -> None:
+    """The state folder is there, and does not say `ready` for an earlier process."""
+    state.mkdir(parents=True, exist_ok=True)
+    (state / READY_FILE).unlink(missing_ok=True)
+
+
+def tell_ready(state: Path, *, control: str, grpc: str | None = None) -> None:
+    """Writes `state/ready.json`: who finds it finds all of it, and may connect."""
+    temporary = state / f"{READY_FILE}.new"
+    temporary.write_text(json.dumps({"pid": os.getpid(), "grpc": grpc, "control": control}) + "\n")
+    temporary.replace(state / READY_FILE)
+
+
+def read_ready(state: Path) -> dict[str, Any] | None:
+    """What the node in `state` wrote when it was ready; None: not yet."""
+    try:
+        return dict(json.loads((state / READY_FILE).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def joined(host: str, port: int) -> str:
+    """host:port as a URL has it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def on_end(end: Callable[[], None]) -> None:
+    """Calls `end` on the running event loop at SIGTERM and SIGINT."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, end)
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop where it is installed, asyncio's own elsewhere."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
