@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 5
 """sendings of one request before its rows are given up: a retry has the same id and is no new query"""
+MIN_ROWS = 32
+"""of a request, where so many wait: smaller ones cost the server more than they save in waiting"""
 BACKOFF_S = 0.1
 
 Done = Callable[[Outcome], None]
@@ -136,7 +138,7 @@ class Campaign:
         while self._ready and len(self._out) < self._in_flight:
             waiting = sum(len(member.session.asked.points) for member in self._ready if not member.session.finished)
             share = max(1, -(-waiting // (self._in_flight - len(self._out))))
-            self._send_batch(min(max(share, 16), self._max_rows))
+            self._send_batch(min(max(share, MIN_ROWS), self._max_rows))
 
     def _send_batch(self, rows: int) -> None:
         """One stack of the asks of sessions that encode alike; cut into requests, so that one ask may span several."""

@@ -194,13 +194,14 @@ class Session:
         assert self._arrived is not None and self._distance is not None
         target, label = self.threat.target, self.outcome.label
         wanted = rows.labels != label if target is None else rows.labels == target
-        loss = np.full(len(rows.labels), np.inf, np.float32)
-        if rows.scores is not None:
+        if rows.scores is None:
+            loss = np.full(len(rows.labels), np.inf, np.float32)
+        else:
             own = label if target is None else target
             others = rows.scores.copy()
             others[:, own] = -np.inf
             margin = rows.scores[:, own] - others.max(axis=1)  # f_y - max_{j≠y} f_j
-            loss = np.where(rows.answered, margin if target is None else -margin, loss).astype(np.float32)
+            loss = np.where(rows.answered, margin if target is None else -margin, np.float32(np.inf))
         return Answers(loss, wanted & rows.answered, self._arrived, self._distance, rows.answered)
 
     def _succeed(self, row: int, answers: Answers, rows: Rows) -> None:

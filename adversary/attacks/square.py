@@ -10,6 +10,7 @@ place, so above `whole_channels` the window is a block of channels too, of p·C�
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -49,14 +50,13 @@ class Square:
             c, s = self.window(self.p(i, budget), C, H, W)
             # algorithm 2: a window of side s, one sign per channel in it; drawn again while it changes nothing
             for _ in range(100):
-                channels = slice(first := rng.integers(C - c + 1), first + c)
-                rows = slice(first := rng.integers(H - min(s, H) + 1), first + min(s, H))
-                columns = slice(first := rng.integers(W - min(s, W) + 1), first + min(s, W))
+                at = rng.random(3)
+                window = (span(at[0], c, C), span(at[1], min(s, H), H), span(at[2], min(s, W), W))
                 fresh = eps * signs(rng, (c, 1, 1))
-                if (delta[channels, rows, columns] != fresh).any():
+                if (delta[window] != fresh).any():
                     break
             proposal = delta.copy()
-            proposal[channels, rows, columns] = fresh
+            proposal[window] = fresh
             candidate = ball.project((z + proposal.reshape(z.shape))[None])
             [loss] = (yield Ask("search", candidate)).loss
             if loss < best_loss:
@@ -65,8 +65,7 @@ class Square:
 
     def p(self, i: int, n: int) -> float:
         """The fraction changed at iteration i of n: the paper's schedule, stretched to the budget."""
-        scaled = i * 10_000 / n
-        return self.p_init / float(2 ** sum(scaled > after for after in HALVINGS))
+        return self.p_init / float(1 << bisect_left(HALVINGS, i * 10_000 / n))
 
     def window(self, p: float, C: int, H: int, W: int) -> tuple[int, int]:
         """(channels, side): side round(√(p·H·W)) in [1, min(H, W) - 1] as in the paper, never below 1."""
@@ -76,6 +75,14 @@ class Square:
         return max(1, min(round(p * C * H * W / (min(s, H) * min(s, W))), C)), s
 
 
-def signs(rng: np.random.Generator, shape: tuple[int, ...]) -> F32:
+def signs(rng: np.random.Generator, shape: tuple[int, int, int]) -> F32:
     """±1, each with probability a half."""
-    return rng.integers(0, 2, shape, np.int8).astype(np.float32) * 2 - 1
+    C, H, W = shape
+    bits = np.frombuffer(rng.bytes(C * H * W), np.int8) & 1
+    return bits.astype(np.float32).reshape(shape) * np.float32(2) - np.float32(1)
+
+
+def span(u: float, length: int, of: int) -> slice:
+    """`length` neighbours of 0..of-1, the first of them uniform by u in [0, 1)."""
+    first = int(u * (of - length + 1))
+    return slice(first, first + length)
