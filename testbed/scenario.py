@@ -59,6 +59,8 @@ class Edge(_Strict):
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
     max_queue_delay_microseconds: Annotated[int, Field(ge=0)] = 0
     max_queue_size: Annotated[int, Field(ge=1)] = 4096
+    trust: tuple[str, ...] = ()
+    """whose code may build a tail that is not of splitcore.nn: modules, or files `x.py` relative to the scenario's file"""
 
 
 class Address(_Strict):
@@ -137,8 +139,9 @@ def load_scenario(path: Path) -> Scenario:
     except ValidationError as error:
         raise ScenarioError(f"{path} is not a scenario: {error}") from error
     base = path.resolve().parent
-    absolute = {key: base / value for key in ("recipe", "artefact") if (value := getattr(scenario, key)) is not None}
-    return scenario.model_copy(update=absolute)
+    absolute = {key: (base / value).resolve() for key in ("recipe", "artefact") if (value := getattr(scenario, key)) is not None}
+    trust = tuple(str(base / entry) if entry.endswith(".py") else entry for entry in scenario.edge.trust)
+    return scenario.model_copy(update={**absolute, "edge": scenario.edge.model_copy(update={"trust": trust})})
 
 
 def dump_scenario(scenario: Scenario) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from testbed.report.figures import NARROW_IN, WIDE_IN, dashes, inks
 from testbed.report.format import milliseconds, number, size
@@ -58,6 +58,8 @@ def waterfall(report: Report, *, wide: bool) -> str:
             axes.grid(axis="y", visible=False)
             axes.margins(x=0.22)
             axes.set_xlim(left=0)
+            # numbers of up to five digits: more than these few would run into one another
+            axes.xaxis.set_major_locator(MaxNLocator(4 if axes is right or not wide else 7))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
             axes.set_title(title)
         keys = [Patch(color=STAND_IN[ink], label=STAGE_NAMES[stage]) for stage, ink in segments]
