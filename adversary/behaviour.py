@@ -115,7 +115,8 @@ class Workshop:
             seed=behaviour.seed, order=behaviour.order, share=behaviour.share,
             max_held=behaviour.max_held, max_held_bytes=behaviour.max_held_bytes,
         )  # fmt: skip
-        attacker.recall(earlier, self._ledger.asked(behaviour.run))
+        mine = f"{behaviour.run}/"
+        attacker.recall(earlier, {f: n for f, n in self._ledger.asked_earlier.items() if f.startswith(mine)})
         return attacker
 
     def _codec(self, frame: Frame) -> Codec:

@@ -79,9 +79,10 @@ class Campaign:
         self._events.put(lambda: self._join(session, done))
 
     def close(self) -> None:
-        """Ends all sessions that are left, as errors, and the thread."""
+        """Ends all sessions that are left, as errors, the thread, and the way to the server."""
         self._events.put(None)
         self._thread.join()
+        self._oracle.close()
 
     def _run(self) -> None:
         while True:
@@ -96,6 +97,8 @@ class Campaign:
             self._expire()
             self._send_again()
             self._dispatch()
+        for request in self._out:
+            self._ledger.lost(request.frame.id, request.frame.attempt, "the campaign was closed")
         for member in list(self._members):
             member.session.end("error", "the campaign was closed")
             self._leave(member)

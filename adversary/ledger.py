@@ -23,7 +23,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        open_rows = self._open_rows(path)
+        open_rows, self.asked_earlier = self._earlier(path)
         self._journal = Journal(path)
         self._lock = threading.Lock()
         self._open: set[Key] = set()
@@ -33,15 +33,20 @@ class Ledger:
             self._journal.append(*(self._end("lost", key, "the adversary was killed") for key in open_rows))
 
     @staticmethod
-    def _open_rows(path: Path) -> list[Key]:
+    def _earlier(path: Path) -> tuple[list[Key], dict[str, int]]:
+        """What earlier processes left: rows that never ended, and queries by the frame they were asked for."""
         rows: dict[Key, None] = {}
+        asked: Counter[str] = Counter()
         for row in read(path):
             key = (str(row["id"]), int(row["attempt"]))
-            if row["event"] == "sent":
-                rows[key] = None
-            else:
+            if row["event"] != "sent":
                 rows.pop(key, None)
-        return list(rows)
+                continue
+            rows[key] = None
+            if key[1] == 1:  # a retry asks nothing new
+                for frame, _, count in row.get("asks") or ():
+                    asked[frame] += count
+        return list(rows), dict(asked)
 
     def sent(
         self, frame: str, attempt: int, kind: Kind, rows: int, *,
@@ -83,16 +88,6 @@ class Ledger:
         if reason is not None:
             row["reason"] = reason
         return row
-
-    def asked(self, run: str) -> dict[str, int]:
-        """Queries by frame that this ledger holds for a run, from this process and from earlier ones."""
-        asked: Counter[str] = Counter()
-        for row in read(self.path):
-            if row["event"] == "sent" and row["attempt"] == 1:
-                for frame, _, rows in row.get("asks") or ():
-                    if frame.startswith(f"{run}/"):
-                        asked[frame] += rows
-        return dict(asked)
 
     def close(self) -> None:
         """What is open now will not be answered any more."""

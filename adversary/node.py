@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from pathlib import Path
 
-from adversary.addons.attacker import Attacker
 from adversary.behaviour import PassBehaviour, Workshop
 from adversary.control import build_control
 from adversary.ledger import Ledger
@@ -32,9 +31,7 @@ class Adversary:
         """Frames that arrive from now on meet the new behaviour; those held go on as soon as their sessions end."""
         addon = self.workshop.addon(behaviour)  # type: ignore[arg-type]
         before, self.relay.addon, self.behaviour = self.relay.addon, addon, behaviour
-        if isinstance(before, Attacker):
-            # the campaign's thread may be in the middle of a round: wait for it off the loop
-            await asyncio.to_thread(before.close)
+        await before.close()
 
 
 async def run(

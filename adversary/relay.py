@@ -51,6 +51,10 @@ class Addon(Protocol):
         """A frame of the client on its way to the server: at once, or held until the awaitable is done."""
         ...
 
+    async def close(self) -> None:
+        """No frame will come any more; those that are held are let go."""
+        ...
+
 
 class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
     """A gRPC server in front of `upstream`. `addon` may be changed while it runs."""

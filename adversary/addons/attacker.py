@@ -60,8 +60,8 @@ class Attacker:
     def recall(self, sessions: Iterable[Row], spent: Mapping[str, int]) -> None:
         """What an earlier process came to in this run: its outcomes hold, and the queries it asked stay asked.
 
-        `spent`: queries by frame in the ledger. A session that died with its process is not begun again: its frame goes on
-        as it came, because a second one would have a second budget.
+        `spent`: queries by frame, as the ledger has them. A session that died with its process is not begun again: its frame
+        goes on as it came, because a second one would have a second budget.
         """
         for row in sessions:
             fields = {**row, "payload": None if row["payload"] is None else bytes.fromhex(row["payload"])}
@@ -165,7 +165,8 @@ class Attacker:
     def held(self) -> int:
         return self._held
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Ends the campaign: what is held goes on as it came."""
-        self._campaign.close()
+        # its thread may be in the middle of a round; the outcomes that it hands over are settled before this returns
+        await asyncio.to_thread(self._campaign.close)
         self._sessions.close()

@@ -19,6 +19,9 @@ class Pass:
     def request(self, frame: Frame, message: bytes) -> Forward:
         return Forward(message, "passed", sum(map(len, frame.payloads)))
 
+    async def close(self) -> None:
+        return
+
 
 class Recorder:
     """Writes what passes to `path`: id, codec, shape and the payloads in hexadecimal."""
@@ -35,3 +38,6 @@ class Recorder:
             {"id": frame.id, "attempt": frame.attempt, "codec": frame.codec, "shape": frame.shape, "payloads": payloads}
         )
         return Forward(message, "recorded", sum(map(len, frame.payloads)))
+
+    async def close(self) -> None:
+        self._journal.close()

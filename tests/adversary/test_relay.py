@@ -108,6 +108,9 @@ class Holding:
             return Forward(message, "passed", 1)
         return self.hold(frame.id, message)
 
+    async def close(self) -> None:
+        return
+
     async def hold(self, frame: str, message: bytes) -> Forward:
         payload: bytes = await self.gates[frame]
         return Forward(oip.replace_payloads(message, [payload]), "success", len(payload))
