@@ -56,7 +56,7 @@ class AttackBehaviour(_Strict):
     threat: ThreatModel
     source: SourceConfig | None = None
     """what the phone shows to its head, frame n being sample n: for points `input` and `latent`, where an insider is assumed"""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     order: Order = "overtake"
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """of the frames that are attacked"""

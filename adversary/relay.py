@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 Order = Literal["overtake", "keep"]
 PEEK_S = 0.002
 """an unknown method whose client half-closes within this time after its first message is called as unary"""
+MAX_MESSAGE_BYTES = 64 << 20
+"""above what either end takes by default, so that the relay is not the one that refuses"""
 OWN_HEADERS = ("user-agent", "te", "content-type")
 
 
@@ -64,12 +66,12 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.upstream = upstream
         self._ledger = ledger
         self._telemetry = telemetry
-        self._channel = aio_channel(upstream, -1)
+        self._channel = aio_channel(upstream, MAX_MESSAGE_BYTES)
         self._unary = {oip.path(name) for name in oip.UNARY_METHODS} | {"/grpc.health.v1.Health/Check"}
 
     async def start(self, address: str) -> tuple[grpc.aio.Server, int]:
         """Listens on `address`; (server, port). Raises OSError when the port is taken."""
-        server = grpc.aio.server(options=server_options(-1))
+        server = grpc.aio.server(options=server_options(MAX_MESSAGE_BYTES))
         server.add_generic_rpc_handlers((self,))
         try:
             port = server.add_insecure_port(address)

@@ -148,6 +148,9 @@ class Session:
         if not rows.answered[0]:
             self.end("error", "the clean query was not answered: nothing to compare with")
             return
+        if rows.scores is None and self.attack.feedback == "scores":
+            self.end("error", f"attack {self.attack.kind} needs scores, the server gives labels: choose one that needs labels")
+            return
         self.outcome.label = int(rows.labels[0])
         if self.outcome.label == self.threat.target:
             # the frame is what the adversary wants it to be already

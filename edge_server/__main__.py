@@ -43,6 +43,9 @@ def main(
     max_queue_delay_microseconds: Annotated[int, typer.Option(min=0, help="how long a request waits for others")] = 0,
     max_queue_size: Annotated[int, typer.Option(min=1, help="rows that may wait; above it: refused")] = 4096,
     outputs: Annotated[Outputs, typer.Option(help="scores: logits and label; label: the label alone")] = Outputs.SCORES,
+    trust: Annotated[
+        list[str] | None, typer.Option(help="MODULE, or FILE.py, whose code may build the artefact's tail; repeatable")
+    ] = None,
     grace_s: Annotated[float, typer.Option(min=0, help="seconds that clients have to half-close at the end")] = 3.0,
 ) -> None:
     """Serves an artefact's tail over the Open Inference Protocol until SIGTERM."""
@@ -59,6 +62,7 @@ def main(
         device=device.value,
         threads=threads,
         labels_only=outputs is Outputs.LABEL,
+        trust=tuple(trust or ()),
         batching=BatchSettings(
             max_batch_size=max_batch_size,
             max_queue_delay_microseconds=max_queue_delay_microseconds,

@@ -53,6 +53,8 @@ class EdgeConfig:
     threads: int = 0
     """0: half the cores"""
     labels_only: bool = False
+    trust: tuple[str, ...] = ()
+    """modules or files whose code may build the artefact's tail"""
     batching: BatchSettings = field(default_factory=BatchSettings)
     grace_s: float = 3.0
     """how long clients have to half-close their streams at the end"""
@@ -82,7 +84,13 @@ class EdgeServer:
         telemetry = Telemetry(config.node, config.telemetry)
         rim.callback(telemetry.close)
         threads = config.threads or default_threads()
-        tail = Tail(artefact, device=config.device, threads=threads, max_batch_size=config.batching.max_batch_size)
+        tail = Tail(
+            artefact,
+            device=config.device,
+            threads=threads,
+            max_batch_size=config.batching.max_batch_size,
+            trusted=config.trust,
+        )
         computer = BatchComputer(
             tail,
             log,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -34,11 +35,13 @@ def default_threads() -> int:
 class Tail:
     """Called with latents [k, *shape], k up to `max_batch_size`, gives logits [k, classes]. Use it from one thread."""
 
-    def __init__(self, artefact: Artefact, *, device: str, threads: int, max_batch_size: int) -> None:
+    def __init__(
+        self, artefact: Artefact, *, device: str, threads: int, max_batch_size: int, trusted: Collection[str] = ()
+    ) -> None:
         torch.set_num_threads(threads)
         self._artefact = artefact
         self._device = pick_device(device)
-        self._model = load_tail(artefact, self._device)
+        self._model = load_tail(artefact, self._device, trusted)
         shape = artefact.latent.shape
         # One staging buffer for the node's life: pinned memory lets the copy to the device run without the processor,
         # and torch wants memory it may write to, which bytes from the wire are not.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,8 @@ def _dismiss(scenario: Scenario) -> None:
 
 
 def main() -> None:
+    # as Ctrl-C: what was started is stopped on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except (LatentbedError, OSError) as error:

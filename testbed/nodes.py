@@ -162,6 +162,7 @@ def local_nodes(
             return Node(name, ready["control"], token), ready["grpc"] or ""
 
         options = [text for key, value in edge_options.items() if value is not None for text in (key, str(value))]
+        options += [text for entry in edge.trust for text in ("--trust", entry)]
         edge_node, target = start("edge_server", "edge", options)
         adversary_node = None
         if scenario.adversary:

@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from adversary.attacks import AttackConfig
 from adversary.relay import Order
-from mobile_client.passes import Load, Offline
+from mobile_client.passes import MAX_COUNT, Load, Offline
 from splitcore.codec import CodecConfig
 from splitcore.data.source import ArtefactSource, SourceConfig
 from splitcore.errors import ScenarioError
 from splitcore.link import Link
 from splitcore.threat import ThreatModel
 
-NAME = Field(pattern=r"^[A-Za-z0-9_.+-]{1,40}$")
+NAME = Field(pattern=r"^[A-Za-z0-9_.+-]{1,32}$")
 
 
 class _Strict(BaseModel):
@@ -33,7 +33,7 @@ class AttackPass(_Strict):
     order: Order = "overtake"
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """of the frames that are attacked"""
-    frames: Annotated[int, Field(ge=1)] | None = None
+    frames: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
     """of this pass; None: the scenario's"""
     max_held: Annotated[int, Field(ge=1, le=65536)] = 256
 
@@ -90,17 +90,17 @@ class Scenario(_Strict):
     artefact: Path | None = None
     """an artefact's folder, relative to the scenario's file; default `<runs>/artefacts/<recipe's name>`"""
     source: SourceConfig = Field(default_factory=ArtefactSource)
-    frames: Annotated[int, Field(ge=1, le=10_000_000)] = 256
+    frames: Annotated[int, Field(ge=1, le=MAX_COUNT)] = 256
     """of every pass: frame n shows sample n modulo the source's size"""
     codec: CodecConfig | None = None
     """None: the one that the artefact was trained with"""
     load: Load = Field(default_factory=Offline)
-    window: Annotated[int, Field(ge=1, le=65536)] = 64
+    window: Annotated[int, Field(ge=1, le=4096)] = 64
     """frames in flight at most"""
-    deadline_ms: Annotated[float, Field(gt=0)] | None = None
+    deadline_ms: Annotated[float, Field(gt=0, le=3_600_000)] | None = None
     """of every frame, from its scheduled arrival; it travels in the request"""
     link: Link | None = None
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     adversary: bool = True
     """False: the client reaches the edge directly, there are no attacks"""
     attacks: tuple[AttackPass | RecordPass, ...] = ()
@@ -139,7 +139,9 @@ def load_scenario(path: Path) -> Scenario:
     except ValidationError as error:
         raise ScenarioError(f"{path} is not a scenario: {error}") from error
     base = path.resolve().parent
-    absolute = {key: (base / value).resolve() for key in ("recipe", "artefact") if (value := getattr(scenario, key)) is not None}
+    absolute = {
+        key: (base / value).resolve() for key in ("recipe", "artefact") if (value := getattr(scenario, key)) is not None
+    }
     trust = tuple(str(base / entry) if entry.endswith(".py") else entry for entry in scenario.edge.trust)
     return scenario.model_copy(update={**absolute, "edge": scenario.edge.model_copy(update={"trust": trust})})
 

@@ -84,9 +84,8 @@ class Attacker:
             return Forward(message, "error: a frame of more than one latent is not held", size)
         known = self._outcomes.get(frame.id)
         if known is not None:
-            return self._hold(frame, message, size, known)
-        rng = self._rng(frame)
-        if self._share < 1 and rng.random() >= self._share:
+            return self._hold(message, size, known)
+        if self._share < 1 and self._rng(frame, 1).random() >= self._share:
             return Forward(message, "passed", size)
         if self._held >= self._max_held or self._held_bytes + size > self._max_held_bytes:
             full = Outcome(frame=frame.id, attack=self._attack.kind, point=self._threat.point, reason="full")
@@ -95,16 +94,29 @@ class Attacker:
             return Forward(message, "full", size)
         outcome: asyncio.Future[Outcome] = self._loop.create_future()
         self._remember(frame.id, outcome)
-        self._begin(frame, outcome, rng)
-        return self._hold(frame, message, size, outcome)
+        self._count(outcome, size)
+        self._begin(frame, outcome, self._rng(frame, 0))
+        return self._hold(message, size, outcome)
 
-    def _rng(self, frame: Frame) -> np.random.Generator:
-        """A stream of the frame's own, from the seed and its place in the client's sequence: company changes nothing."""
+    def _count(self, outcome: asyncio.Future[Outcome], size: int) -> None:
+        """A frame is held from its arrival until its session has ended, whether anybody waits for it or not."""
+        self._held += 1
+        self._held_bytes += size
+        self.counts["held"] += 1
+
+        def ended(_: object) -> None:
+            self._held -= 1
+            self._held_bytes -= size
+
+        outcome.add_done_callback(ended)
+
+    def _rng(self, frame: Frame, use: int) -> np.random.Generator:
+        """Streams of the frame's own, from the seed and its place in the client's sequence: company changes nothing."""
         try:
             place = FrameId.parse(frame.id).sequence
         except LatentbedError:
             place = int.from_bytes(frame.id.encode()[:32], "little")
-        return np.random.default_rng([self._seed, place])
+        return np.random.default_rng([self._seed, place, use])
 
     def _begin(self, frame: Frame, outcome: asyncio.Future[Outcome], rng: np.random.Generator) -> None:
         try:
@@ -148,18 +160,15 @@ class Attacker:
         row["payload"] = None if outcome.payload is None else outcome.payload.hex()
         self._sessions.append(row)
 
-    async def _hold(self, frame: Frame, message: bytes, size: int, outcome: asyncio.Future[Outcome]) -> Forward:
-        self._held += 1
-        self._held_bytes += size
-        self.counts["held"] += 1
-        try:
+    def _hold(self, message: bytes, size: int, outcome: asyncio.Future[Outcome]) -> Awaitable[Forward]:
+        async def wait() -> Forward:
             result = await asyncio.shield(outcome)
-        finally:
-            self._held -= 1
-            self._held_bytes -= size
-        if result.payload is None:
-            return Forward(message, result.reason, size)
-        return Forward(oip.replace_payloads(message, [result.payload]), result.reason, len(result.payload))
+            if result.payload is None:
+                return Forward(message, result.reason, size)
+            return Forward(oip.replace_payloads(message, [result.payload]), result.reason, len(result.payload))
+
+        # a task, since a client that leaves may never come to wait for it
+        return asyncio.ensure_future(wait())
 
     @property
     def held(self) -> int:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -24,18 +26,102 @@ from torch import nn
 from splitcore import artefact as artefacts
 from splitcore.artefact import HEAD, MANIFEST, SAMPLES, TAIL, UNSPLIT_LABELS, Architecture, Artefact, Latent, Manifest
 from splitcore.data import Dataset
+from splitcore.errors import ArtefactError
+from splitcore.head import Head
+from splitcore.nn.bottleneck import Bottleneck
 from splitcore.nn.recipe import Recipe
-from splitcore.nn.split_model import SplitModel, as_unit
+from splitcore.nn.split_model import SplitModel, as_unit, calibrate
+from splitcore.nn.tail import build_own
 
 MAX_SAMPLES = 1000
 """held-out images that an artefact carries at most"""
 OPSET = 20
+CHECKED = 64
+"""samples on which an exported pair of modules is compared with what was given"""
 
 
 def export(model: SplitModel, recipe: Recipe, dataset: Dataset, folder: Path) -> Artefact:
-    """Writes `model` to `folder`; `dataset` is the held-out split.
+    """Writes a recipe's `model` to `folder`; `dataset` is the held-out split."""
+    arguments = dataclasses.asdict(recipe.net)
+    return _write(
+        model, dataset, folder,
+        name=recipe.name, approach="sc", cut="after the head's last convolution",
+        tail=Architecture(net=arguments.pop("kind"), arguments=arguments),
+        made_with={"recipe": recipe.digest, "epochs": recipe.epochs, "seed": recipe.seed},
+    )  # fmt: skip
 
-    The old manifest goes first and the new one comes last, so that a folder with a manifest is whole even when the
+
+def export_split(
+    head: nn.Module, bottleneck: Bottleneck, tail: nn.Module, *,
+    name: str, tail_factory: str, tail_arguments: Mapping[str, Any], calibration: NDArray[np.uint8],
+    samples: tuple[NDArray[np.uint8], NDArray[np.int64]], classes: Sequence[str], folder: Path,
+    dataset: str = "own", approach: str = "own", cut: str = "between the two modules that were given",
+    made_with: Mapping[str, str | int | float] | None = None,
+) -> Artefact:  # fmt: skip
+    """Writes a trained pair of your own: head, images [k, C, H, W] in [0, 1] to latents [k, ...]; tail, those to logits.
+
+    `tail_factory` is `module:callable`, and the callable makes an untrained tail of `tail_arguments` (JSON): whoever loads the
+    artefact needs that module, and has to trust it by name. `calibration` images uint8 [n, C, H, W], training ones, set the
+    latent's ranges; `samples`, held-out images and labels, travel in the artefact. Raises ArtefactError, DataError.
+    """
+    model = SplitModel(head.cpu(), bottleneck.cpu(), tail.cpu())
+    model.freeze(calibrate(model.head, torch.from_numpy(calibration)))
+    held_out = Dataset(*samples, tuple(classes), dataset, "test")
+    declared = _declared(tail_factory, tail_arguments)
+    _check_factory(model, declared, held_out)
+    artefact = _write(
+        model, held_out, folder, name=name, approach=approach, cut=cut, tail=declared, made_with=dict(made_with or {})
+    )
+    check_head(model, artefact)
+    return artefact
+
+
+def _declared(factory: str, arguments: Mapping[str, Any]) -> Architecture:
+    try:
+        # as they will be read: JSON has no tuples
+        return Architecture(net=factory, arguments=json.loads(json.dumps(dict(arguments), allow_nan=False)))
+    except (TypeError, ValueError) as error:
+        raise ArtefactError(f"expected arguments of {factory} that JSON can carry, got {arguments}: {error}") from error
+
+
+@torch.inference_mode()
+def _check_factory(model: SplitModel, declared: Architecture, samples: Dataset) -> None:
+    """The declared factory, with the weights, is the tail. Whoever exports runs his own code, and trusts it."""
+    again = build_own(declared, trusted=(declared.net.partition(":")[0],)).eval()
+    try:
+        again.load_state_dict(model.tail.state_dict())
+    except RuntimeError as error:
+        raise ArtefactError(f"expected the given tail's weights to fit what {declared.net} builds: {error}") from error
+    z = model.bottleneck(model.head(as_unit(torch.from_numpy(samples.images[:CHECKED]))))
+    ours, theirs = model.tail(z), again(z)
+    if ours.shape != (len(z), len(samples.classes)):
+        raise ArtefactError(f"expected logits [{len(z)}, {len(samples.classes)}] from the tail, got {list(ours.shape)}")
+    if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4):
+        raise ArtefactError(
+            f"expected {declared.net} with {declared.arguments} to compute what the given tail does, got logits up to "
+            f"{float((ours - theirs).abs().max()):.3g} off: what is no weight or buffer must be in tail_arguments"
+        )
+
+
+@torch.inference_mode()
+def check_head(model: SplitModel, artefact: Artefact) -> None:
+    """The head in ONNX Runtime is the head in torch; where it is not, no artefact is left."""
+    images = artefact.samples[0][:CHECKED]
+    z = model.head(as_unit(torch.from_numpy(images))).numpy()
+    furthest = float(np.abs(Head(artefact).from_uint8(images) - z).max())
+    if not furthest <= 1e-3 * artefact.latent.range:
+        (artefact.folder / MANIFEST).unlink()
+        raise ArtefactError(
+            f"expected latents of the ONNX head as in torch, got some {furthest:.3g} off: does the head depend on more than "
+            "its input? torch.onnx.export keeps one path of Python's own ifs and loops"
+        )
+
+
+def _write(
+    model: SplitModel, dataset: Dataset, folder: Path, *, name: str, approach: str, cut: str, tail: Architecture,
+    made_with: dict[str, str | int | float],
+) -> Artefact:  # fmt: skip
+    """The old manifest goes first and the new one comes last, so that a folder with a manifest is whole even when the
     process is killed in between (renaming a folder would not do: in a container it is a mount point).
     """
     model = model.cpu().eval()
@@ -43,32 +129,31 @@ def export(model: SplitModel, recipe: Recipe, dataset: Dataset, folder: Path) ->
     unsplit = unsplit_labels(model, images)
     with _workshop(folder / ".export") as fresh:
         write_onnx(model.head, dataset.shape, fresh / HEAD)
-        # save_file would leave it readable by its owner alone, and the edge may be another user
-        (fresh / TAIL).write_bytes(save({key: value.contiguous() for key, value in model.tail.state_dict().items()}))
+        # save_file would leave it readable by its owner alone, and the edge may be another user; clones, since weights may be
+        # tied and safetensors wants each in memory of its own
+        weights = {key: value.contiguous().clone() for key, value in model.tail.state_dict().items()}
+        (fresh / TAIL).write_bytes(save(weights))
         np.savez_compressed(fresh / SAMPLES, images=images, labels=labels)
         np.savez_compressed(fresh / UNSPLIT_LABELS, labels=unsplit)
         files = {path.name: artefacts.sha256(path) for path in sorted(fresh.iterdir())}
         (folder / MANIFEST).unlink(missing_ok=True)
         for file in files:
             (fresh / file).replace(folder / file)
-    arguments = dataclasses.asdict(recipe.net)
     manifest = Manifest(
-        name=recipe.name,
-        approach="sc",
-        cut="after the head's last convolution",
+        name=name,
+        approach=approach,
+        cut=cut,
         input_shape=dataset.shape,
         preprocessing="uint8 / 255",
         latent=Latent(**dataclasses.asdict(model.latent)),
         codec=model.bottleneck.codec_config(),
         classes=dataset.classes,
-        tail=Architecture(net=arguments.pop("kind"), arguments=arguments),
+        tail=tail,
         dataset=dataset.name,
         accuracy=float(np.mean(unsplit == labels)),
         files=files,
         made_with={
-            "recipe": recipe.digest,
-            "epochs": recipe.epochs,
-            "seed": recipe.seed,
+            **made_with,
             "opset": OPSET,
             "torch": str(torch.__version__),
             "onnxruntime": str(onnxruntime.__version__),

@@ -169,7 +169,7 @@ def _frames(p: Pass) -> FrameCounts:
         errors=sum(not f.answered for f in p.frames),
         missing=p.missing,
         late=sum(f.late for f in p.frames),
-        held=len(p.session_of),
+        held=sum(session.reason != "full" for session in p.session_of.values()),
         forwarded=len({e.id for e in p.ledger.values() if e.kind == "forwarded"}),
         success=sum(session.success for session in p.session_of.values()),
         reasons=dict(reasons.most_common()),

@@ -175,9 +175,9 @@ class LedgerCounts(Strict):
     """in the server's log, by distinct (id, attempt)"""
     queries: int
     forwarded: int
-    """held frames on their way"""
+    """frames on their way through an adversary that holds: held ones, and those that were let through at once"""
     clean: int
-    """frames that were never held"""
+    """frames that passed an adversary which held none"""
     lost: int
     """rows of `rows` that got no answer; the server may have logged them or not"""
     entries: int

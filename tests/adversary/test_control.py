@@ -196,3 +196,26 @@ def test_the_frames_still_pass_after_all_that(between: Between) -> None:
     between.put({"kind": "pass"})
     labels = [between.infer(f"after/phone/{n}", n).label for n in range(20)]
     assert np.mean(labels == between.artefact.unsplit_labels[:20]) == 1.0
+
+
+@pytest.mark.parametrize("order", ["overtake", "keep"])
+def test_frames_that_are_held_when_the_behaviour_changes_go_on_and_no_more_are_held_than_allowed(
+    between: Between, order: str
+) -> None:
+    run = f"many-{order}"
+    threat = {"norm": "linf", "eps": 1e-6, "budget": 1_000_000}
+    between.put({**SQUARE, "run": run, "threat": threat, "order": order, "max_held": 5})
+    codec = fit(between.artefact.manifest.codec, between.artefact.latent)
+    payloads = codec.encode(Head(between.artefact).from_uint8(between.artefact.samples[0][:20]))
+    frames = [
+        Frame(id=f"{run}/phone/{n}", payloads=(payload,), codec=codec.name, shape=codec.latent.shape)
+        for n, payload in enumerate(payloads)
+    ]
+    with sync_channel(between.relay) as channel:
+        replies = channel.stream_stream(oip.path(oip.STREAM))(iter([oip.pack_request(frame) for frame in frames]))
+        while between.http.get("/status").json()["sessions"].get("full", 0) < 15:
+            assert between.http.get("/status").json()["held_now"] <= 5
+        between.put({"kind": "pass"})
+        assert {oip.unpack_stream_reply(reply).id for reply in replies} == {frame.id for frame in frames}
+    sessions = list(rows_of(between.http.get("/sessions", params={"run": run}).content.splitlines()))
+    assert sorted(session["reason"] for session in sessions) == ["error"] * 5 + ["full"] * 15

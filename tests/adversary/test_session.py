@@ -161,3 +161,12 @@ def test_a_norm_that_an_attack_does_not_have_is_refused() -> None:
     space = wire_spaces(CODEC, np.zeros((1, 2, 1, 1), np.float32))[0]
     with pytest.raises(ScenarioError, match="hopskipjump has norms l2, got linf"):
         Session("f", space, HopSkipJump(), ThreatModel(norm="linf"), rng=np.random.default_rng(0))
+
+
+def test_an_attack_that_needs_scores_says_so_to_a_server_that_gives_labels() -> None:
+    session = begun(Walk([0.1]))
+    session.place(session.space.snap(session.asked.points))
+    session.count([b""])
+    session.tell(Rows(np.array([True]), np.array([0]), None))
+    assert session.outcome.reason == "error"
+    assert "needs scores, the server gives labels" in (session.outcome.error or "")
