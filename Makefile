@@ -1,0 +1,87 @@
+# latentbed. `make` lists what there is; nothing has to be set up before.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format proto up up-direct down test-compose test-gpu bench clean
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# The interpreter for the environment: the first of these that the pinned versions have wheels for.
+SUITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	"$$p" -c '$(SUITS)' 2>/dev/null && echo "$$p" && break; done)
+
+# An extra index for torch, asked only when it answers. CUDA: make TORCH_INDEX=https://download.pytorch.org/whl/cu130
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+export TORCH_INDEX
+TORCH := torch==2.13.0
+
+# Of 12,000 files a run imports a third: they are compiled when first imported, which saves half a minute here.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-compile -c constraints.txt
+export PYTHONDONTWRITEBYTECODE :=
+
+COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+
+# One thread a process: several nodes share the cores, and more threads only wait for one another.
+export OMP_NUM_THREADS ?= 1
+
+help: ## this list
+	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
+		printf '  make %-14s %s\n' "$$name" "$$what"; done
+
+demo: $(READY) ## the whole way: train, three processes, clean and attacked passes, a report in runs/latest
+	@$(BIN)/latentbed demo
+
+test: $(READY) ## the tests, without containers and GPU
+	@$(BIN)/python -m pytest -q -m "not compose and not gpu"
+
+check: $(READY) ## ruff, mypy, import-linter, and whether generated files are fresh
+	@echo "ruff" && $(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
+	@echo "mypy" && $(BIN)/mypy
+	@echo "import-linter" && $(BIN)/lint-imports --no-cache
+	@echo "generated files" && $(BIN)/python -m splitcore.wire.generate --check && $(BIN)/python -m testbed.report.schema --check
+
+format: $(READY) ## ruff, mending what it can
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+proto: $(READY) ## the stubs in splitcore/wire from proto/
+	@$(BIN)/python -m splitcore.wire.generate
+
+up: ## the scenario in four containers, to its end
+	@mkdir -p runs
+	@$(COMPOSE) up --build --abort-on-container-exit --exit-code-from mobile_client
+
+up-direct: ## the same without the adversary, for comparison
+	@mkdir -p runs
+	@$(COMPOSE) --profile direct up --build --abort-on-container-exit --exit-code-from direct_client \
+		edge_server direct_client direct_testbed
+
+down: ## the containers and their networks away; artefacts stay in their volume
+	@$(COMPOSE) --profile direct down --remove-orphans
+
+test-compose: $(READY) ## the tests that need a Docker engine (they fail without one)
+	@$(BIN)/python -m pytest -q -m compose tests/compose
+
+test-gpu: $(READY) ## the tests that need a CUDA device
+	@$(BIN)/python -m pytest -q -m gpu
+
+bench: $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py)) ## every benchmark; make bench-NAME runs one
+
+bench-%: $(READY)
+	@$(BIN)/python benchmarks/$*.py
+
+clean: ## the environment and the caches; runs and artefacts stay
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "latentbed: expected Python 3.11 to 3.14 with its venv module, got \
+	$$(python3 --version 2>&1 || true): install it (Debian: python3-venv), or say make PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "latentbed: environment $(VENV) with $$($(PYTHON) --version)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "latentbed: $(TORCH) (200 MB for a CPU)"
+	@$(PIP) $$($(BIN)/python docker/torch_index.py "$(TORCH_INDEX)") $(TORCH)
+	@echo "latentbed: everything else"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
