@@ -43,6 +43,15 @@ def offset_of(t0: int, t1: int, t2: int, t3: int) -> Offset:
     return Offset(((t1 - t0) + (t2 - t3)) // 2, max(0, -(-((t3 - t0) - (t2 - t1)) // 2)))
 
 
+def hull(earlier: Offset | None, later: Offset) -> Offset:
+    """What holds for a whole run: the interval that covers both, so that clocks that drift apart widen the uncertainty."""
+    if earlier is None:
+        return later
+    low = min(earlier.offset_ns - earlier.uncertainty_ns, later.offset_ns - later.uncertainty_ns)
+    high = max(earlier.offset_ns + earlier.uncertainty_ns, later.offset_ns + later.uncertainty_ns)
+    return Offset((low + high) // 2, -(-(high - low) // 2))
+
+
 def best_of(exchanges: list[Offset]) -> Offset:
     """The exchange with the shortest round trip, which bounds the offset the tightest."""
     return min(exchanges, key=lambda exchange: exchange.uncertainty_ns)

@@ -10,7 +10,7 @@ import orjson
 import zmq
 
 from splitcore.journal import Journal, Row
-from splitcore.telemetry.clock import Offset, host_identity, now_ns
+from splitcore.telemetry.clock import Offset, host_identity, hull, now_ns
 
 MAX_RECORD_BYTES = 64 << 10
 
@@ -119,7 +119,7 @@ class Collector:
                 self._owed[node] -= 1
                 return {"kind": "span", "node": node, "frame": frame, "attempt": attempt, "t": times}
             case {"kind": "node", "node": str(node), "offset_ns": int(offset), "uncertainty_ns": int(uncertainty)}:
-                self.offsets[node] = Offset(offset, uncertainty)
+                self.offsets[node] = hull(self.offsets.get(node), Offset(offset, uncertainty))
                 return {"kind": "node", "node": node, "offset_ns": offset, "uncertainty_ns": uncertainty}
             case {"kind": "bye", "node": str(node), "sent": int(sent), "dropped": int(dropped)}:
                 self.dropped[node] = max(dropped, self.dropped.get(node, 0))

@@ -13,6 +13,7 @@ from splitcore.telemetry.clock import Offset, best_of, host_identity, now_ns, of
 HIGH_WATER = 20_000
 """spans kept for a slow collector; above this they are dropped and counted"""
 EXCHANGES = 12
+COMPARE_EVERY_S = 10.0
 
 
 class Telemetry:
@@ -59,6 +60,12 @@ class Telemetry:
         self._tell({"kind": "bye", "node": self.node, "sent": self.sent, "dropped": self.dropped}, linger_ms)
         self._socket.close(linger=linger_ms)
         self._socket = None
+        # both wait for libzmq's own thread, which may be in the middle of a name's resolution: a node does not
+        ending = threading.Thread(target=self._end, name="telemetry-end", daemon=True)
+        ending.start()
+        ending.join(linger_ms / 1e3 + 1.0)
+
+    def _end(self) -> None:
         self._greeter.join()
         self._context.term()
 
@@ -70,14 +77,13 @@ class Telemetry:
             socket.send(orjson.dumps(record), zmq.NOBLOCK)
 
     def _greet(self) -> None:
-        """Until the collector answers once: compare clocks with it, and tell it what came of that."""
+        """Compare clocks with the collector, and tell it what came of that; again, since clocks drift and collectors change."""
         while not self._closing.is_set():
             offset = self._compare_clocks()
             if offset is not None:
                 record = {"offset_ns": offset.offset_ns, "uncertainty_ns": offset.uncertainty_ns}
                 self._tell({"kind": "node", "node": self.node, **record}, 500)
-                return
-            self._closing.wait(0.5)
+            self._closing.wait(0.5 if offset is None else COMPARE_EVERY_S)
 
     def _compare_clocks(self) -> Offset | None:
         """None when the collector did not answer, or nothing that is an answer. One host: its one clock, exactly."""

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitcore.telemetry.clock import Offset, best_of, host_identity, offset_of
+from splitcore.telemetry.clock import Offset, best_of, host_identity, hull, offset_of
 
 NS = st.integers(0, 10**13)
 
@@ -88,3 +88,15 @@ def test_two_time_namespaces_are_told_apart_and_their_offset_is_measured(tmp_pat
     assert abs(measured.offset_ns + 1000 * 10**9) <= measured.uncertainty_ns < 10**9
     rows = [row for row in read(tmp_path / "spans.jsonl") if row["kind"] == "node"]
     assert rows == [orjson.loads(orjson.dumps({"kind": "node", "node": "other", **vars(measured)}))]
+
+
+@given(offsets=st.lists(st.tuples(st.integers(-(10**12), 10**12), st.integers(0, 10**9)), min_size=1, max_size=6))
+def test_the_offset_of_a_run_covers_every_comparison_that_was_made_in_it(offsets: list[tuple[int, int]]) -> None:
+    whole = None
+    for offset, uncertainty in offsets:
+        whole = hull(whole, Offset(offset, uncertainty))
+    assert whole is not None
+    for offset, uncertainty in offsets:
+        assert whole.offset_ns - whole.uncertainty_ns <= offset - uncertainty
+        assert offset + uncertainty <= whole.offset_ns + whole.uncertainty_ns
+    assert len(offsets) > 1 or whole == Offset(*offsets[0])
