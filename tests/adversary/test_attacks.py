@@ -12,6 +12,7 @@ from adversary.attacks import ATTACKS, Attack
 from adversary.attacks.hopskipjump import HopSkipJump
 from adversary.attacks.nes import NES
 from adversary.attacks.noise import Noise
+from adversary.attacks.rays import RayS
 from adversary.attacks.square import Square
 from splitcore.codec import fit
 from splitcore.journal import read
@@ -72,7 +73,9 @@ def test_a_sample_fares_alone_as_in_company(kind: type[Attack], norm: Norm, tmp_
 
 
 @pytest.mark.parametrize(
-    ("attack", "norm"), [(Square(), "linf"), (NES(), "linf"), (HopSkipJump(), "l2")], ids=["square", "nes", "hsj"]
+    ("attack", "norm"),
+    [(Square(), "linf"), (NES(), "linf"), (HopSkipJump(), "l2"), (RayS(), "linf")],
+    ids=["square", "nes", "hsj", "rays"],
 )
 def test_an_attack_beats_noise_in_the_same_ball(attack: Attack, norm: Norm, tmp_path: Path) -> None:
     codec = fit("uniform8/channel", spec((8, 4, 4)))
@@ -106,23 +109,24 @@ def test_hopskipjump_reaches_the_closed_form_distance_of_a_linear_tail(tmp_path:
     assert sum(ratios) >= 10
 
 
-def test_square_and_nes_reach_the_closed_form_margin_of_a_linear_tail(tmp_path: Path) -> None:
+def test_square_nes_and_rays_reach_the_closed_form_margin_of_a_linear_tail(tmp_path: Path) -> None:
     """In linf, the least eps that turns class y into j on z·W is (f_y - f_j) / ‖w_y - w_j‖₁."""
     codec = identity((8, 4, 4))
     tail = LinearTail(codec)
     latents = clean_latents(codec, 12)
-    fell = {"square": 0, "nes": 0}
+    fell = {"square": 0, "nes": 0, "rays": 0}
     for number, space in enumerate(wire_spaces(codec, latents)):
         scores = tail.scores(latents[number : number + 1])[0]
         y = int(scores.argmax())
         least = min((scores[y] - scores[j]) / np.abs(tail.W[:, y] - tail.W[:, j]).sum() for j in range(5) if j != y)
-        for attack in (Square(), NES()):
+        for attack in (Square(), NES(), RayS()):
             beyond = ThreatModel(norm="linf", eps=float(least) * 1.15, eps_unit="absolute", budget=3000)
             within = ThreatModel(norm="linf", eps=float(least) * 0.995, eps_unit="absolute", budget=300)
             place = tmp_path / f"{attack.kind}{number}"
             fell[attack.kind] += attack_all(tail, attack, beyond, {number: space}, place / "a")[number].success
             assert not attack_all(tail, attack, within, {number: space}, place / "b")[number].success
     assert fell["square"] >= 11
+    assert fell["rays"] >= 11
     assert fell["nes"] >= 11
 
 
