@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from adversary.addons.attacker import Attacker
+from adversary.addons.attacker import Attacker, SpaceOf
 from adversary.addons.recorder import Pass, Recorder
 from adversary.attacks import AttackConfig
 from adversary.campaign import Campaign
@@ -93,7 +94,7 @@ class Workshop:
     def sessions_path(self, run: str) -> Path:
         return self._state / "sessions" / f"{run}.jsonl"
 
-    def addon(self, behaviour: PassBehaviour | RecordBehaviour | AttackBehaviour) -> Addon:
+    async def addon(self, behaviour: PassBehaviour | RecordBehaviour | AttackBehaviour) -> Addon:
         """Raises LatentbedError where the behaviour asks for what this artefact does not have."""
         match behaviour:
             case PassBehaviour():
@@ -101,10 +102,10 @@ class Workshop:
             case RecordBehaviour():
                 return Recorder(self._state / "recorded" / f"{behaviour.run}.jsonl")
             case AttackBehaviour():
-                return self._attacker(behaviour)
+                # samples are read, and a head is loaded, off the relay's loop: frames pass meanwhile
+                return self._attacker(behaviour, await asyncio.to_thread(self._space_of, behaviour))
 
-    def _attacker(self, behaviour: AttackBehaviour) -> Attacker:
-        space_of = self._space_of(behaviour)
+    def _attacker(self, behaviour: AttackBehaviour, space_of: SpaceOf) -> Attacker:
         campaign = Campaign(
             LiveOracle(self._upstream), self._ledger, run=behaviour.run, nonce=secrets.token_hex(3),
             max_rows=behaviour.max_rows, in_flight=behaviour.in_flight,
@@ -127,7 +128,7 @@ class Workshop:
             self._codecs[frame.codec] = fit(frame.codec, latent)
         return self._codecs[frame.codec]
 
-    def _space_of(self, behaviour: AttackBehaviour) -> Any:
+    def _space_of(self, behaviour: AttackBehaviour) -> SpaceOf:
         if behaviour.threat.point == "wire":
             return lambda frame: WireSpace(frame.payloads[0], self._codec(frame), self.artefact.latent.std)
         assert behaviour.source is not None

@@ -78,6 +78,19 @@ class Campaign:
     def submit(self, session: Session, done: Done) -> None:
         self._events.put(lambda: self._join(session, done))
 
+    def submit_made(self, make: Callable[[], Session], done: Done, refused: Callable[[Exception], None]) -> None:
+        """As `submit`, for a session that this thread makes; `refused` gets why it could not."""
+
+        def join() -> None:
+            try:
+                session = make()
+            except Exception as error:
+                refused(error)
+                return
+            self._join(session, done)
+
+        self._events.put(join)
+
     def close(self) -> None:
         """Ends all sessions that are left, as errors, the thread, and the way to the server."""
         self._events.put(None)
@@ -85,23 +98,43 @@ class Campaign:
         self._oracle.close()
 
     def _run(self) -> None:
+        """A failure that is no session's own (a full disk under the ledger) ends the sessions that are there, with its reason;
+        the thread goes on, so that no frame is ever held by a campaign that is dead."""
+        while True:
+            try:
+                self._converse()
+                self._end_all("the campaign was closed")
+                return
+            except Exception as error:
+                log.exception("the campaign failed")
+                self._end_all(f"{type(error).__name__}: {error}")
+
+    def _converse(self) -> None:
         while True:
             try:
                 event = self._events.get(timeout=self._patience())
                 while event is not None:
                     event()
                     event = self._events.get_nowait()
-                break
+                return
             except queue.Empty:
                 pass
             self._expire()
             self._send_again()
             self._dispatch()
-        for request in self._out:
-            self._ledger.lost(request.frame.id, request.frame.attempt, "the campaign was closed")
+
+    def _end_all(self, reason: str) -> None:
+        out, self._out = self._out, set()
+        self._ready.clear()
+        self._waiting.clear()
         for member in list(self._members):
-            member.session.end("error", "the campaign was closed")
+            member.session.end("error", reason)
             self._leave(member)
+        for request in out:
+            try:
+                self._ledger.lost(request.frame.id, request.frame.attempt, reason)
+            except OSError as error:
+                log.error("%s: the ledger cannot be written: %s", request.frame.id, error)
 
     def _patience(self) -> float | None:
         """Seconds until something is due without an event; None: nothing is."""
@@ -253,8 +286,8 @@ class Campaign:
             )
             at += count
             if all(part is not None for part in member.rows) and not member.session.finished:
-                whole = _join([part for part in member.rows if part is not None])
-                self._step(member, lambda member=member, whole=whole: member.session.tell(whole))  # type: ignore[misc]
+                parts = [part for part in member.rows if part is not None]
+                self._step(member, lambda member=member, parts=parts: member.session.tell(_join(parts)))  # type: ignore[misc]
 
     def _send_again(self) -> None:
         now = time.monotonic()

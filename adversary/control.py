@@ -32,6 +32,7 @@ def build_control(adversary: Adversary, *, token: str, names: frozenset[str]) ->
             "upstream": adversary.relay.upstream,
             "behaviour": getattr(adversary.behaviour, "kind", None),
             "ledger": dict(adversary.ledger.counts),
+            "unaccounted": adversary.relay.unaccounted,
             "held_now": addon.held if isinstance(addon, Attacker) else 0,
             "sessions": dict(addon.counts) if isinstance(addon, Attacker) else {},
         }
@@ -74,6 +75,9 @@ def prometheus(adversary: Adversary) -> str:
         "# HELP latentbed_adversary_requests_total requests sent to the server, by what became of them",
         "# TYPE latentbed_adversary_requests_total counter",
         *(f'latentbed_adversary_requests_total{{end="{end}"}} {counts[end]}' for end in ("answered", "lost")),
+        "# HELP latentbed_adversary_unaccounted_total messages that passed without a place in the books",
+        "# TYPE latentbed_adversary_unaccounted_total counter",
+        f"latentbed_adversary_unaccounted_total {adversary.relay.unaccounted}",
         "# HELP latentbed_adversary_held frames held now",
         "# TYPE latentbed_adversary_held gauge",
         f"latentbed_adversary_held {addon.held if isinstance(addon, Attacker) else 0}",

@@ -29,7 +29,7 @@ class Adversary:
 
     async def behave(self, behaviour: object) -> None:
         """Frames that arrive from now on meet the new behaviour; those held go on as soon as their sessions end."""
-        addon = self.workshop.addon(behaviour)  # type: ignore[arg-type]
+        addon = await self.workshop.addon(behaviour)  # type: ignore[arg-type]
         before, self.relay.addon, self.behaviour = self.relay.addon, addon, behaviour
         await before.close()
 
@@ -49,16 +49,18 @@ async def run(
         spans = Telemetry(node, telemetry)
         closing.callback(spans.close)
         workshop = Workshop(Artefact(artefact), upstream, state, ledger, data_dir)
-        relay = Relay(upstream, workshop.addon(PassBehaviour()), ledger, spans)
+        relay = Relay(upstream, await workshop.addon(PassBehaviour()), ledger, spans)
         adversary = Adversary(relay, workshop, ledger)
         app = build_control(adversary, token=load_token(token_file), names=names)
         host, port = split_address(control)
         server, grpc_port = await relay.start(listen)
-        async with serving(app, host, port) as control_port:
-            here, there = joined(split_address(listen)[0], grpc_port), joined(host, control_port)
-            tell_ready(state, control=there, grpc=here)
-            print(f"adversary: grpc {here}, control http://{there}, upstream {upstream}", flush=True)
-            await stop.wait()
-            await adversary.behave(PassBehaviour())
+        try:
+            async with serving(app, host, port) as control_port:
+                here, there = joined(split_address(listen)[0], grpc_port), joined(host, control_port)
+                tell_ready(state, control=there, grpc=here)
+                print(f"adversary: grpc {here}, control http://{there}, upstream {upstream}", flush=True)
+                await stop.wait()
+                await adversary.behave(PassBehaviour())
+        finally:
             await server.stop(grace=2)
-        await relay.close()
+            await relay.close()

@@ -67,6 +67,8 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._ledger = ledger
         self._telemetry = telemetry
         self._channel = aio_channel(upstream, MAX_MESSAGE_BYTES)
+        self.unaccounted = 0
+        """messages of the inference methods that passed without a place in the books: no frame, or one without an id"""
         self._unary = {oip.path(name) for name in oip.UNARY_METHODS} | {"/grpc.health.v1.Health/Check"}
 
     async def start(self, address: str) -> tuple[grpc.aio.Server, int]:
@@ -76,7 +78,7 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
         try:
             port = server.add_insecure_port(address)
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}: {error}; choose another --listen") from error
+            raise OSError(f"cannot listen on {address}: is the port in use? Choose another --listen") from error
         await server.start()
         return server, port
 
@@ -210,6 +212,9 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
             if passage.held is not None:
                 await passage.release()
             if passage.frame is not None:
+                before = flight.pop(passage.frame.id, None)
+                if before is not None:
+                    before.lost("the client sent the frame again on the same stream")
                 flight[passage.frame.id] = passage
                 passage.leaves()
             try:
@@ -286,8 +291,10 @@ class _Passage:
         try:
             frame = oip.unpack_request(message)
         except WireError:
+            relay.unaccounted += 1
             return
         if not frame.id:
+            relay.unaccounted += 1
             return
         self.frame = frame
         forward = self._addon.request(frame, message)

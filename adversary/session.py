@@ -77,6 +77,12 @@ class Session:
         self.deadline = deadline
         """monotonic seconds"""
         self.ball = BALLS[threat.norm](space.centre, absolute_eps(threat, space.scale), space.lo, space.hi, space.grid)
+        steps = np.asarray(space.grid)
+        if threat.norm == "linf" and steps.min() > 0 and self.ball.reach < steps.min():
+            raise ScenarioError(
+                f"eps {threat.eps:g} {threat.eps_unit} is {self.ball.eps:.3g}, below one step of {space.codec.name} "
+                f"({steps.min():.3g}): nothing can change on this wire; say at least 1 codec_steps"
+            )
         self.finished = False
         self.outcome = Outcome(frame=frame, attack=attack.kind, point=threat.point)
         self._rng = rng
@@ -190,7 +196,10 @@ class Session:
         self._finish()
 
     def _ask(self, ask: Ask) -> None:
-        self._asked = Ask(ask.phase, np.ascontiguousarray(ask.points, np.float32))
+        points = np.ascontiguousarray(ask.points, np.float32)
+        if not np.isfinite(points).all():
+            raise ValueError(f"attack {self.attack.kind} asked for a candidate with NaN or infinity in phase {ask.phase}")
+        self._asked = Ask(ask.phase, points)
 
     def _judge(self, rows: Rows) -> Answers:
         """Untargeted: another label than the clean one. Targeted: the target's. Loss: the margin, below 0 on success."""

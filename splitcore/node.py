@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 READY_FILE = "ready.json"
+END_WITH_STDIN = "LATENTBED_END_WITH_STDIN"
+"""environment: the node ends in order when its standard input does, so that it does not outlive who started it"""
 
 
 def begin(state: Path) -> None:
@@ -40,9 +42,18 @@ def joined(host: str, port: int) -> str:
 
 
 def on_end(end: Callable[[], None]) -> None:
-    """Calls `end` on the running event loop at SIGTERM and SIGINT."""
+    """Calls `end` on the running event loop at SIGTERM and SIGINT, and with END_WITH_STDIN at the end of standard input."""
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, end)
+        loop.add_signal_handler(number, end)
+    if os.environ.get(END_WITH_STDIN):
+
+        def read() -> None:
+            if not os.read(0, 4096):
+                loop.remove_reader(0)
+                end()
+
+        loop.add_reader(0, read)
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

@@ -10,14 +10,17 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from splitcore.artefact import Artefact
+from splitcore.control import load_token
 from splitcore.errors import ArtefactError, LatentbedError, ScenarioError
 from testbed.drive import check_artefact, drive, new_run
+from testbed.nodes import Node, NodeError
 from testbed.report.build import build
 from testbed.report.model import Report
-from testbed.scenario import Scenario, load_scenario
+from testbed.scenario import Nodes, Scenario, load_scenario
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
@@ -45,7 +48,8 @@ def run(
     if (scenario is None) == (resume is None):
         raise ScenarioError("expected a scenario, or --resume and a run directory")
     if resume is not None:
-        _run(load_scenario(resume / "scenario.yaml"), runs, data_dir, folder=resume)
+        folder = resume.resolve()  # runs/latest is a link, and moves
+        _run(load_scenario(folder / "scenario.yaml"), folder.parent, data_dir, folder=folder)
     elif scenario is not None:
         _run(load_scenario(scenario), runs, data_dir)
 
@@ -78,21 +82,26 @@ def _train(recipe: Path, out: Path, data_dir: Path | None, device: str, *, if_mi
 
 
 def _run(scenario: Scenario, runs: Path, data_dir: Path | None, folder: Path | None = None) -> None:
-    artefact = check_artefact(scenario, runs)
-    if scenario.recipe is not None and scenario.nodes is None:
-        console.print(f"[bold]Split model[/] {scenario.recipe.stem}")
-        _train(scenario.recipe, artefact, data_dir, scenario.edge.device, if_missing=True)
-    Artefact(artefact)
-    folder = folder or new_run(scenario, runs)
-    console.print(f"[bold]Run[/] {folder}")
     try:
-        drive(folder, artefact, data_dir, console)
+        artefact = check_artefact(scenario, runs)
+        # a run that goes on does so with the artefact that it began with, or not at all
+        if scenario.recipe is not None and scenario.nodes is None and folder is None:
+            console.print(f"[bold]Split model[/] {scenario.recipe.stem}")
+            _train(scenario.recipe, artefact, data_dir, scenario.edge.device, if_missing=True)
+        Artefact(artefact)
+        folder = folder or new_run(scenario, runs)
+        console.print(f"[bold]Run[/] {escape(str(folder))}", soft_wrap=True)
+        try:
+            drive(folder, artefact, data_dir, console)
+        except (KeyboardInterrupt, SystemExit):
+            console.print(f"cut off; it goes on with: latentbed run --resume {escape(str(folder))}", soft_wrap=True)
+            raise
         result = build(folder, artefact)
         _link_latest(folder)
         _show(result, folder)
     finally:
         if scenario.nodes is not None:
-            _dismiss(scenario)
+            _dismiss(scenario.nodes, failed=sys.exc_info()[0] is not None)
 
 
 def _link_latest(folder: Path) -> None:
@@ -122,32 +131,35 @@ def _show(report: Report, folder: Path) -> None:
         )  # fmt: skip
     console.print(table)
     books = report.ledger
-    verdict = "[green]agree[/]" if books.agrees else f"[red]disagree[/]: {books.disagreements[:3]}"
+    verdict = "[green]agree[/]" if books.agrees else f"[red]disagree[/]: {escape(str(books.disagreements[:3]))}"
     console.print(
         f"ledger of what was sent ({books.rows:,} rows) and the server's own log ({books.server_rows:,} rows) {verdict}"
     )
-    console.print(f"report: [bold]{folder / 'report.html'}[/]  ({folder.parent / 'latest'})", soft_wrap=True)
+    latest = folder.parent / "latest"
+    console.print(f"report: [bold]{escape(str(folder / 'report.html'))}[/]  ({escape(str(latest))})", soft_wrap=True)
 
 
 def _share(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.1%}"
 
 
-def _dismiss(scenario: Scenario) -> None:
+def _dismiss(nodes: Nodes, *, failed: bool) -> None:
     """Tells the client its exit status: it is the one whose end ends a composed run."""
-    from testbed.nodes import remote_nodes
-
-    failed = sys.exc_info()[0] is not None
-    remote_nodes(scenario).client.post("/exit", {"code": 1 if failed else 0})
+    client = Node("client", nodes.client.control, load_token(nodes.token_file))
+    try:
+        client.post("/exit", {"code": 1 if failed else 0})
+    except NodeError as error:
+        Console(stderr=True).print(f"the client could not be told to end: {error}", markup=False, soft_wrap=True)
 
 
 def main() -> None:
     # as Ctrl-C: what was started is stopped on the way out
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         app()
     except (LatentbedError, OSError) as error:
-        Console(stderr=True, highlight=False).print(f"[red]{type(error).__name__}[/]: {error}", soft_wrap=True, markup=True)
+        Console(stderr=True, highlight=False).print(f"[red]{type(error).__name__}[/]: {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
 
 

@@ -18,10 +18,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from splitcore.artefact import Artefact
+from splitcore.artefact import MANIFEST, Artefact, Manifest
 from splitcore.codec import fit
 from splitcore.codec.identity import Identity
-from splitcore.errors import ScenarioError
+from splitcore.errors import ArtefactError, ScenarioError
 from splitcore.telemetry.collector import Collector
 from splitcore.threat import Scale, ThreatModel, absolute_eps
 from splitcore.wire.channel import split_address
@@ -64,8 +64,8 @@ def drive(folder: Path, artefact_dir: Path, data_dir: Path | None, console: Cons
     """Makes the passes of the scenario in `folder` that are not there yet. Raises LatentbedError."""
     scenario = load_scenario(folder / "scenario.yaml")
     artefact = Artefact(artefact_dir)
+    _hold_to(folder / "artefact.json", artefact)
     (folder / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
-    (folder / "artefact.json").write_text((artefact_dir / "manifest.json").read_text())
     host, port = ("127.0.0.1", None) if scenario.nodes is None else split_address(scenario.nodes.telemetry)
     collector = Collector(folder / "spans.jsonl", host, port)
     try:
@@ -81,6 +81,17 @@ def drive(folder: Path, artefact_dir: Path, data_dir: Path | None, console: Cons
         for node, offset in collector.offsets.items()
     }
     (folder / "clocks.json").write_text(json.dumps({**clocks, "dropped": collector.dropped}, indent=1) + "\n")
+
+
+def _hold_to(path: Path, artefact: Artefact) -> None:
+    """The run's artefact is that of its first pass; a run that goes on with another would compare two models."""
+    ours = artefact.manifest
+    if path.exists():
+        began = Manifest.model_validate_json(path.read_bytes())
+        if began.handshake != ours.handshake:
+            raise ArtefactError(f"this run began with artefact {began.handshake}, {artefact.folder} holds {ours.handshake}")
+    else:
+        path.write_text((artefact.folder / MANIFEST).read_text())
 
 
 def _passes(folder: Path, scenario: Scenario, artefact: Artefact, trio: Trio, console: Console) -> None:

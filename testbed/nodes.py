@@ -17,7 +17,7 @@ import httpx
 
 from splitcore.control import load_token
 from splitcore.errors import LatentbedError
-from splitcore.node import begin, read_ready
+from splitcore.node import END_WITH_STDIN, begin, read_ready
 from testbed.scenario import Scenario
 
 START_S = 60.0
@@ -47,13 +47,16 @@ class Node:
     def save(self, path: str, into: Path, **query: str) -> None:
         """A journal, as it is, under another name first: a file that is there is whole."""
         temporary = into.with_name(into.name + ".new")
-        with (
-            httpx.stream("GET", f"http://{self.control}{path}", params=query, timeout=120, trust_env=False) as reply,
-            temporary.open("wb") as file,
-        ):
-            self._check(reply)
-            for chunk in reply.iter_bytes():
-                file.write(chunk)
+        try:
+            with (
+                httpx.stream("GET", f"http://{self.control}{path}", params=query, timeout=120, trust_env=False) as reply,
+                temporary.open("wb") as file,
+            ):
+                self._check(reply)
+                for chunk in reply.iter_bytes():
+                    file.write(chunk)
+        except httpx.HTTPError as error:
+            raise NodeError(f"{self.name} at {self.control} does not answer GET {path}: {error!r}") from error
         temporary.replace(into)
 
     def _ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
@@ -93,7 +96,7 @@ class Process:
         with self._log.open("ab") as log:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", package, "--state", str(state), *arguments],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=node_environment(), start_new_session=True,
+                stdin=subprocess.PIPE, stdout=log, stderr=log, env=node_environment(), start_new_session=True,
             )  # fmt: skip
 
     def wait_ready(self) -> dict[str, Any]:
@@ -123,6 +126,8 @@ class Process:
                 self.popen.wait(15)
             except subprocess.TimeoutExpired:
                 self.kill()
+        assert self.popen.stdin is not None
+        self.popen.stdin.close()
         return self.popen.returncode
 
 
@@ -132,6 +137,7 @@ def node_environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
         "MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(2 << 30),
         **os.environ, "PYTHONUNBUFFERED": "1",
+        END_WITH_STDIN: "1",  # a driver that is killed leaves no nodes behind
     }  # fmt: skip
 
 

@@ -119,21 +119,20 @@ class Attacker:
         return np.random.default_rng([self._seed, place, use])
 
     def _begin(self, frame: Frame, outcome: asyncio.Future[Outcome], rng: np.random.Generator) -> None:
-        try:
-            session = Session(
-                frame.id, self._space_of(frame), self._attack, self._threat, rng=rng, deadline=self._deadline(frame)
-            )
-        except LatentbedError as error:
-            log.warning("%s is not attacked: %s", frame.id, error)
-            failed = Outcome(frame=frame.id, attack=self._attack.kind, point=self._threat.point, reason="error")
-            failed.error = str(error)
-            self._settle(outcome, failed)
-            return
+        deadline = self._deadline(frame)
+
+        def make() -> Session:
+            return Session(frame.id, self._space_of(frame), self._attack, self._threat, rng=rng, deadline=deadline)
 
         def done(result: Outcome) -> None:
             self._loop.call_soon_threadsafe(self._settle, outcome, result)
 
-        self._campaign.submit(session, done)
+        def refused(error: Exception) -> None:
+            log.warning("%s is not attacked: %s", frame.id, error)
+            done(Outcome(frame=frame.id, attack=self._attack.kind, point=self._threat.point, reason="error",
+                         error=f"{type(error).__name__}: {error}"))  # fmt: skip
+
+        self._campaign.submit_made(make, done, refused)
 
     def _deadline(self, frame: Frame) -> float:
         """Monotonic seconds at which the frame must go on."""
@@ -150,8 +149,11 @@ class Attacker:
             self._outcomes.popitem(last=False)
 
     def _settle(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
-        self._tell(outcome)
-        future.set_result(outcome)
+        try:
+            self._tell(outcome)
+        finally:
+            # whatever becomes of the books, the frame goes on
+            future.set_result(outcome)
 
     def _tell(self, outcome: Outcome) -> None:
         self.counts[outcome.reason] += 1

@@ -39,7 +39,7 @@ class NES:
     """in units of eps"""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     plateau: Annotated[int, Field(ge=1)] = 5
-    """steps without a lower loss after which the rate is halved"""
+    """the rate is halved when the loss is no lower than so many steps ago"""
 
     def perturb(self, z: F32, *, ball: Ball, space: Space, budget: int, rng: np.random.Generator) -> Search:
         eps = np.float32(ball.eps)
@@ -62,6 +62,6 @@ class NES:
             x = ball.project(ahead[None])[0]
             [loss] = (yield Ask("step", x[None])).loss
             recent.append(float(loss))
-            if len(recent) > self.plateau and min(recent[-self.plateau :]) >= recent[-self.plateau - 1]:
-                rate, recent = max(rate / 2, self.min_learning_rate), recent[-1:]
+            if len(recent) > self.plateau and recent[-1] >= recent[-1 - self.plateau]:
+                rate, recent = max(rate / 2, self.min_learning_rate), []
         return None

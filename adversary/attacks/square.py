@@ -5,6 +5,8 @@ ECCV 2020, algorithms 1 and 2 (linf).
 
 Departure for latents: the paper's window spans all (three) channels. With many channels that would redraw everything at a
 place, so above `whole_channels` the window is a block of channels too, of p·C·H·W coordinates in all; so 1x1 maps work.
+On maps that are not square a window may fill the shorter side; the paper has square maps alone.
+On maps that are not square a window may fill the shorter side, where the paper has square maps alone.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ class Square:
         return self.p_init / float(1 << bisect_left(HALVINGS, i * 10_000 / n))
 
     def window(self, p: float, C: int, H: int, W: int) -> tuple[int, int]:
-        """(channels, side): side round(√(p·H·W)) in [1, min(H, W) - 1] as in the paper, never below 1."""
+        """(channels, side): side round(√(p·H·W)), at least 1 and below the longer side, cut at the shorter one."""
         s = max(1, min(round(math.sqrt(p * H * W)), max(H, W) - 1))
         if self.whole_channels >= C:
             return C, s

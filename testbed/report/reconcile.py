@@ -168,6 +168,7 @@ def _sessions_against_ledger(ledger: Mapping[Key, Entry], sessions: Iterable[Ask
         seen.add(session.frame)
         if session.queries != rows:
             wrong.append(f"{session.frame}: its session counts {session.queries} queries, the ledger {rows}")
+    wrong += [f"{frame}: {asked[frame]} queries in the ledger, but no session" for frame in asked if frame not in seen]
     if budget is not None:
         wrong += [f"{frame}: {rows} queries, over its budget of {budget}" for frame, rows in asked.items() if rows > budget]
     return wrong

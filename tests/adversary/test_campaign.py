@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tails import LinearTail, attack_all, clean_latents, spec, wire_spaces
 
+from adversary.attacks.base import Ask
 from adversary.attacks.hopskipjump import HopSkipJump
 from adversary.attacks.square import Square
 from adversary.campaign import Campaign
@@ -19,7 +20,7 @@ from adversary.oracle import Answered
 from adversary.session import Outcome, Session
 from splitcore.codec import fit
 from splitcore.frame import Frame, Reply
-from splitcore.journal import read
+from splitcore.journal import Journal, read
 from splitcore.threat import ThreatModel
 
 CODEC = fit("uniform8/channel", spec((4, 3, 3)))
@@ -182,3 +183,38 @@ def test_a_ledger_that_a_killed_process_left_is_closed(tmp_path: Path) -> None:
     before.answered("a/b/2", 1)
     Ledger(path).close()  # another process, after SIGKILL of the first
     assert [(row["event"], row["id"]) for row in read(path)][-1] == ("lost", "a/b/1")
+
+
+def test_a_ledger_that_cannot_be_written_lets_its_frames_go_and_the_campaign_lives(tmp_path: Path) -> None:
+    """A full disk: the sessions that are there end with the reason, and those that come when there is room again run."""
+    ledger = Ledger(tmp_path / "queries.jsonl")
+    running = Campaign(Server(lambda frame, answered, tail: answered(tail.answer(frame))), ledger, run="run", nonce="0")
+    outcomes: list[Outcome] = []
+    done = threading.Semaphore(0)
+
+    def take(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        done.release()
+
+    space = wire_spaces(CODEC, clean_latents(CODEC, 1))[0]
+    room = ledger._journal
+    ledger._journal = Journal(Path("/dev/full"))
+    running.submit(Session("run/p/0", space, Square(), THREAT, rng=np.random.default_rng(0)), take)
+    assert done.acquire(timeout=10)
+    assert (outcomes[0].reason, "No space left" in (outcomes[0].error or "")) == ("error", True)
+    ledger._journal = room
+    running.submit(Session("run/p/1", space, Square(), THREAT, rng=np.random.default_rng(0)), take)
+    assert done.acquire(timeout=10)
+    assert outcomes[1].error is None
+    running.close()
+    ledger.close()
+
+
+def test_an_attack_that_asks_for_nan_ends_its_own_session(tmp_path: Path) -> None:
+    class Broken(Square):
+        def perturb(self, z, *, ball, space, budget, rng):  # type: ignore[no-untyped-def]
+            yield Ask("search", z[None] * np.float32(np.nan))
+
+    tail = LinearTail(CODEC)
+    outcomes = attack_all(tail, Broken(), THREAT, {0: wire_spaces(CODEC, clean_latents(CODEC, 1))[0]}, tmp_path)
+    assert "NaN or infinity in phase search" in (outcomes[0].error or "")

@@ -29,6 +29,9 @@ from testbed.nodes import NodeError, Process
 
 SQUARE = {"kind": "attack", "attack": {"kind": "square"}, "threat": {"norm": "linf", "eps": 0.5, "budget": 150}}
 
+ENDLESS = {"norm": "linf", "eps": 1, "eps_unit": "codec_steps", "budget": 1_000_000}
+"""one step of eight bits turns none of these frames"""
+
 
 @dataclass
 class Between:
@@ -93,7 +96,13 @@ def test_a_frame_that_is_sent_again_gets_what_its_session_came_to_and_asks_nothi
 
 
 def test_a_frame_with_a_deadline_is_let_go_in_time(between: Between) -> None:
-    between.put({**SQUARE, "run": "late", "threat": {"norm": "linf", "eps": 1e-6, "budget": 1_000_000, "deadline_ms": 100}})
+    between.put(
+        {
+            **SQUARE,
+            "run": "late",
+            "threat": {"norm": "linf", "eps": 1, "eps_unit": "codec_steps", "budget": 1_000_000, "deadline_ms": 100},
+        }
+    )
     reply = between.infer("late/phone/0", 3)
     between.put({"kind": "pass"})
     [session] = rows_of(between.http.get("/sessions", params={"run": "late"}).content.splitlines())
@@ -102,7 +111,7 @@ def test_a_frame_with_a_deadline_is_let_go_in_time(between: Between) -> None:
 
 
 def test_the_frames_own_deadline_bounds_the_hold_too(between: Between) -> None:
-    between.put({**SQUARE, "run": "own", "threat": {"norm": "linf", "eps": 1e-6, "budget": 1_000_000}})
+    between.put({**SQUARE, "run": "own", "threat": ENDLESS})
     between.infer("own/phone/0", 3, timeout_us=500_000)
     between.put({"kind": "pass"})
     [session] = rows_of(between.http.get("/sessions", params={"run": "own"}).content.splitlines())
@@ -203,8 +212,7 @@ def test_frames_that_are_held_when_the_behaviour_changes_go_on_and_no_more_are_h
     between: Between, order: str
 ) -> None:
     run = f"many-{order}"
-    threat = {"norm": "linf", "eps": 1e-6, "budget": 1_000_000}
-    between.put({**SQUARE, "run": run, "threat": threat, "order": order, "max_held": 5})
+    between.put({**SQUARE, "run": run, "threat": ENDLESS, "order": order, "max_held": 5})
     codec = fit(between.artefact.manifest.codec, between.artefact.latent)
     payloads = codec.encode(Head(between.artefact).from_uint8(between.artefact.samples[0][:20]))
     frames = [

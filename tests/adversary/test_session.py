@@ -13,6 +13,7 @@ from adversary.attacks.hopskipjump import HopSkipJump
 from adversary.attacks.noise import Noise
 from adversary.session import Rows, Session
 from adversary.space import Space
+from splitcore.codec import fit
 from splitcore.errors import ScenarioError
 from splitcore.latent import F32
 from splitcore.threat import Ball, Feedback, Norm, ThreatModel
@@ -170,3 +171,11 @@ def test_an_attack_that_needs_scores_says_so_to_a_server_that_gives_labels() -> 
     session.tell(Rows(np.array([True]), np.array([0]), None))
     assert session.outcome.reason == "error"
     assert "needs scores, the server gives labels" in (session.outcome.error or "")
+
+
+def test_an_eps_below_one_step_of_the_wire_is_refused_with_what_to_say() -> None:
+    codec = fit("uniform4/tensor", CODEC.latent)
+    space = wire_spaces(codec, np.zeros((1, 2, 1, 1), np.float32))[0]
+    model = ThreatModel(norm="linf", eps=0.5, eps_unit="codec_steps")
+    with pytest.raises(ScenarioError, match="below one step of uniform4/tensor .* say at least 1 codec_steps"):
+        Session("f", space, Noise(), model, rng=np.random.default_rng(0))
