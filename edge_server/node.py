@@ -1,6 +1,6 @@
 """The edge server as one process on one event loop: how it starts, and in which order it ends.
 
-Start: listen on the control port, warm the tail, then the data port, then SERVING, then the ready file.
+Start: listen on the control port, then on the data port, warm the tail, then SERVING, then the ready file.
 End (Triton's order, and Envoy's): readiness false and health NOT_SERVING; new frames on open streams are answered
 `draining`; what is queued is computed and its answers are written; clients get a grace to half-close; the log closes.
 """
@@ -31,7 +31,7 @@ from splitcore.node import begin, joined, on_end, tell_ready
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import oip
-from splitcore.wire.channel import server_options, split_address
+from splitcore.wire.channel import MAX_CALLS, server_options, split_address
 
 LOG_FILE = "server.jsonl"
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -119,7 +119,7 @@ class EdgeServer:
         self.control = joined(host, await rim.enter_async_context(serving(app, host, port)))
         self._health = health_aio.HealthServicer()
         await self._set_health(NOT_SERVING)
-        self._server = grpc.aio.server(options=server_options())
+        self._server = grpc.aio.server(options=server_options(), maximum_concurrent_rpcs=MAX_CALLS)
         self._server.add_generic_rpc_handlers((self.service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         host, _ = split_address(config.listen)

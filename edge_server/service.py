@@ -193,7 +193,8 @@ class InferenceService:
         except WireError as error:
             frame_id, refusal = error.frame_id, invalid(str(error))
         except Refused as error:
-            refusal = error
+            # its traceback holds this call's frame, and with it the whole message, in a cycle that only the collector ends
+            refusal = error.with_traceback(None)
         else:
             return None
         self._metrics.refused(refusal.reason)

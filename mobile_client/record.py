@@ -9,6 +9,7 @@ that the server's log has the row.
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from splitcore.errors import ScenarioError
 from splitcore.telemetry.clock import now_ns
 
 REQUEST, FRAMES, ATTEMPTS = "request.json", "frames.jsonl", "attempts.jsonl"
+LOCK = "lock"
 MAX_REASON = 300
 
 
@@ -38,6 +40,16 @@ class PassRecord:
 
     def _claim(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / LOCK).open("w")
+        try:
+            # held until this process closes it or ends, however it ends
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise ScenarioError(
+                f"expected run {self.request.run} for this process alone, another is writing it: wait for that one to end, "
+                "or give this pass another name"
+            ) from error
         before = read_request(self.folder)
         if before is None:
             temporary = self.folder / (REQUEST + ".new")
@@ -99,6 +111,7 @@ class PassRecord:
     def close(self) -> None:
         self._frames.close()
         self._attempts.close()
+        self._lock.close()
 
 
 def read_request(folder: Path) -> PassRequest | None:

@@ -40,6 +40,10 @@ HANDSHAKE = f"{grpc.StatusCode.FAILED_PRECONDITION.name}:"
 """in-band, the edge's word for another artefact"""
 
 
+MAX_SILENCES = 3
+"""times that a frame may stay without an answer for the whole patience before the pass gives up"""
+
+
 class StreamLostError(LatentbedError):
     """The stream is of no more use; what was not answered is asked again on another."""
 
@@ -62,7 +66,7 @@ class Sender:
         """set for good when hands were shaken the first time"""
         self.dropped = 0
         """answers to ids that had one already, or that were never asked"""
-        self.losses = 0
+        self.losses = self.silences = 0
         self._target, self._manifest, self._codec = target, manifest, codec
         self._record, self._telemetry = record, telemetry
         self._backoff = Backoff(patience_s)
@@ -129,20 +133,40 @@ class Sender:
         call = channel.stream_stream(oip.path(oip.STREAM))(metadata=handshake.metadata_of(self._manifest))
         reader = asyncio.create_task(self._read(call), name="answers in")
         writer = asyncio.create_task(self._write(call), name="frames out")
+        watch = asyncio.create_task(self._watch(), name="patience")
         try:
-            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
-            if not reader.done() and writer.exception() is None:
+            await asyncio.wait({reader, writer, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if not reader.done() and writer.done() and writer.exception() is None:
                 await asyncio.wait({reader}, timeout=HALF_CLOSE_S)
-            for task in (reader, writer):
+            for task in (reader, writer, watch):
                 if task.done():
                     task.result()
             if not self._finished:
                 raise StreamLostError("the server left frames unanswered after it was told the end")
         finally:
-            for task in (reader, writer):
+            for task in (reader, writer, watch):
                 task.cancel()
             call.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
+            await asyncio.gather(reader, writer, watch, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """Raises StreamLostError when a frame is out for longer than the patience: others' answers do not hide a lost one.
+
+        After MAX_SILENCES of them in a pass it raises LatentbedError: that frame will not be answered.
+        """
+        patience_s = self._backoff.patience_s
+        while True:
+            await asyncio.sleep(min(1.0, patience_s / 4))
+            oldest = min((shot for shot in self._window.values() if shot.outstanding), key=lambda s: s.sent_ns, default=None)
+            if oldest is None or now_ns() - oldest.sent_ns < patience_s * 1e9:
+                continue
+            self.silences += 1
+            text = f"expected an answer to {oldest.id} within {patience_s:g} s, got none in attempt {oldest.attempt}"
+            if self.silences >= MAX_SILENCES:
+                raise LatentbedError(
+                    f"{text}, after {self.silences} such silences: the server or the way to it swallows frames"
+                )
+            raise StreamLostError(text)
 
     async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
         """The only writer. Returns when it has half-closed."""
@@ -193,9 +217,11 @@ class Sender:
         if reply.error is not None and reply.error.startswith(HANDSHAKE):
             raise handshake.refused(reply.error, self._manifest)
         shot = self._window.get(reply.id)
-        if shot is None and not reply.id and reply.error and len(self._window) == 1:
+        if shot is None and not reply.id and reply.error:
             # stock servers leave the id out of an error; with one frame in flight it can only be that one's
-            [shot] = self._window.values()
+            if len(self._window) > 1:
+                raise StreamLostError(f"an error that names no frame: {reply.error}")
+            shot = next(iter(self._window.values()), None)
         if shot is None or not shot.outstanding:
             self.dropped += 1
             return

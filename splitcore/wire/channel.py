@@ -12,6 +12,9 @@ MAX_MESSAGE_BYTES = 16 << 20
 
 PRIVATE = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
 
+MAX_CALLS = 128
+"""calls at once on one connection, and at one server"""
+
 Options = list[tuple[str, Any]]
 
 
@@ -22,7 +25,8 @@ def channel_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
         ("grpc.max_send_message_length", max_message_bytes),
         # grpcio's own backoff reaches seconds after a short outage; a phone wants to be back within one
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # this one is also the time that one attempt may take, handshakes included: a slow link needs more than its backoff
+        ("grpc.min_reconnect_backoff_ms", 5000),
         ("grpc.max_reconnect_backoff_ms", 1000),
         # NAT and radio drop idle connections without a word
         ("grpc.keepalive_time_ms", 30_000),
@@ -41,6 +45,8 @@ def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.so_reuseport", 0),
+        # more calls of one connection wait at the client: what they carry is in memory before any queue can refuse it
+        ("grpc.max_concurrent_streams", MAX_CALLS),
     ]
 
 

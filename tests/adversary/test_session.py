@@ -177,5 +177,5 @@ def test_an_eps_below_one_step_of_the_wire_is_refused_with_what_to_say() -> None
     codec = fit("uniform4/tensor", CODEC.latent)
     space = wire_spaces(codec, np.zeros((1, 2, 1, 1), np.float32))[0]
     model = ThreatModel(norm="linf", eps=0.5, eps_unit="codec_steps")
-    with pytest.raises(ScenarioError, match="below one step of uniform4/tensor .* say at least 1 codec_steps"):
+    with pytest.raises(ScenarioError, match=r"below one step of uniform4/tensor .* say at least 1 codec_steps"):
         Session("f", space, Noise(), model, rng=np.random.default_rng(0))

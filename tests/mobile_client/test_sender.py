@@ -14,7 +14,7 @@ import pytest
 
 from mobile_client.backoff import Backoff
 from mobile_client.sender import StreamLostError
-from splitcore.errors import HandshakeError
+from splitcore.errors import HandshakeError, LatentbedError
 from splitcore.frame import Frame, FrameId, Reply
 from splitcore.wire import oip
 
@@ -245,6 +245,33 @@ async def test_a_server_that_only_talks_garbage_ends_the_pass_after_the_patience
         await run_pass(peer.address, patience_s=0.2)
 
 
+async def test_a_frame_that_the_server_swallows_once_is_asked_again(start_peer: Any, run_pass: Any) -> None:
+    swallowed: list[str] = []
+
+    async def swallow_one(peer: Any, frames: AsyncIterator[Frame], write: Any) -> None:
+        async for frame in frames:
+            if frame.id.endswith("/3") and not swallowed:
+                swallowed.append(frame.id)
+                continue
+            await write(answer(frame))
+
+    peer = await start_peer(swallow_one)
+    result = await run_pass(peer.address, count=8, window=4, patience_s=1)
+    assert sorted(row["sequence"] for row in result.frames) == list(range(8))
+    assert {row["attempts"] for row in result.frames if row["sequence"] == 3} == {2}
+
+
+async def test_a_frame_that_is_always_swallowed_ends_the_pass_and_is_named(start_peer: Any, run_pass: Any) -> None:
+    async def swallow(peer: Any, frames: AsyncIterator[Frame], write: Any) -> None:
+        async for frame in frames:
+            if not frame.id.endswith("/3"):
+                await write(answer(frame))
+
+    peer = await start_peer(swallow)
+    with pytest.raises(LatentbedError, match=r"/3 within 0.5 s, got none in attempt"):
+        await run_pass(peer.address, count=8, window=4, patience_s=0.5)
+
+
 async def test_nobody_there_ends_the_pass_after_the_patience_and_says_what_to_do(run_pass: Any) -> None:
     with pytest.raises(StreamLostError, match="start the server, then post the run again"):
         await run_pass("127.0.0.1:9", patience_s=0.2)
@@ -308,3 +335,11 @@ async def test_the_deadline_travels_as_what_is_left_of_it_and_late_frames_say_so
     assert [row["late"] for row in done.frames][2:] == [True, True]
     assert all(row["late"] == (row["total_ms"] > 45.0) for row in done.frames)
     assert peer.received[3].timeout_us == 1
+
+
+async def test_a_link_with_a_long_delay_is_connected_over(start_peer: Any, run_pass: Any) -> None:
+    """One attempt to connect takes several round trips: it must not be cut off after the first backoff."""
+    peer = await start_peer(in_order)
+    link = {"rate_up_kbps": 1e5, "rate_down_kbps": 1e5, "delay_ms": 150, "jitter_ms": 0, "loss": 0}
+    done = await run_pass(peer.address, count=4, window=4, link=link)
+    assert {row["attempts"] for row in done.frames} == {1}

@@ -106,8 +106,9 @@ def test_a_frame_over_its_budget_is_a_disagreement() -> None:
 
 def test_the_budget_is_held_where_a_killed_adversary_left_no_session() -> None:
     asked = query(1, rows=3)
-    _, [wrong] = compare([asked], [logged(asked)], sessions=[], budget=2)
-    assert "over its budget" in wrong
+    _, [missing, over] = compare([asked], [logged(asked)], sessions=[], budget=2)
+    assert missing == f"{FRAME}: 3 queries in the ledger, but no session"
+    assert "over its budget" in over
 
 
 def test_the_frame_on_its_way_is_not_in_the_budget() -> None:
