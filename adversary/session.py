@@ -114,7 +114,7 @@ class Session:
         if outside.any():
             left = outside & self.ball.contains(self.asked.points)
             if left.any():
-                snapped[left] = self.space.snap_towards(self.asked.points[left])
+                snapped[left] = self.ball.pull_back(snapped[left], self.space.snap_towards(self.asked.points[left]))
                 distance[left] = self.ball.distance(snapped[left])
         self._arrived, self._distance = snapped, distance
 

@@ -95,6 +95,13 @@ class Ball:
         """k points [k, *shape], uniform in the ball (before the box)."""
         raise NotImplementedError
 
+    def pull_back(self, nearest: F32, towards: F32) -> F32:
+        """Points [k, *shape] in the ball from ones that rounding put outside, and the same rounded towards the centre.
+
+        As few coordinates as need be are taken from `towards`, so that little of the distance is lost on a coarse grid.
+        """
+        raise NotImplementedError
+
     def contains(self, points: F32) -> NDArray[np.bool_]:
         """[k], up to `reach`."""
         inside: NDArray[np.bool_] = self.distance(points) <= self.reach
@@ -123,6 +130,9 @@ class LinfBall(Ball):
     def project(self, points: F32) -> F32:
         return np.clip(points, self._low, self._high)
 
+    def pull_back(self, nearest: F32, towards: F32) -> F32:
+        return np.where(np.abs(nearest - self.centre) > self.reach, towards, nearest)
+
     def sample(self, rng: np.random.Generator, k: int) -> F32:
         noise = rng.random((k, *self.centre.shape), np.float32) * np.float32(2) - np.float32(1)
         return self.boxed(self.centre + np.float32(self.eps) * noise)
@@ -139,6 +149,17 @@ class L2Ball(Ball):
         length = norms(offset)
         shrink = np.minimum(np.float32(1), np.float32(self.eps) / np.maximum(length, np.float32(1e-30)))
         return self.boxed(self.centre + offset * per_row(shrink, offset))
+
+    def pull_back(self, nearest: F32, towards: F32) -> F32:
+        pulled = nearest.copy().reshape(len(nearest), -1)
+        inner = towards.reshape(len(towards), -1)
+        gains = (pulled - self.centre.reshape(-1)) ** 2 - (inner - self.centre.reshape(-1)) ** 2
+        excess = norms(nearest - self.centre) ** 2 - np.float32(self.eps) ** 2
+        for row, gain in enumerate(gains):
+            order = np.argsort(-gain)  # the coordinates that give back most first
+            needed = int(np.searchsorted(np.cumsum(gain[order]), excess[row])) + 1
+            pulled[row, order[:needed]] = inner[row, order[:needed]]
+        return pulled.reshape(nearest.shape)
 
     def sample(self, rng: np.random.Generator, k: int) -> F32:
         direction = rng.standard_normal((k, *self.centre.shape), np.float32)

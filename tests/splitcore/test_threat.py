@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from splitcore.codec import fit
 from splitcore.errors import ScenarioError
+from splitcore.latent import LatentSpec
 from splitcore.threat import BALLS, L2Ball, LinfBall, Norm, Scale, ThreatModel, absolute_eps
 
 NONE = np.full(1, np.inf, np.float32)
@@ -81,3 +83,22 @@ def test_a_unit_without_meaning_is_refused() -> None:
 def test_a_threat_model_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         ThreatModel(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_what_rounding_put_outside_is_pulled_back_and_stays_near_the_surface(norm: Norm, bits: int) -> None:
+    """Points on the surface of a ball, on the grid of a codec: inside after it, and in l2 hardly nearer to the centre."""
+    codec = fit(f"uniform{bits}/tensor", LatentSpec((8, 4, 4), (-4.0,) * 8, (4.0,) * 8, 1.0))
+    rng = np.random.default_rng(0)
+    centre = codec.snap(rng.standard_normal((1, 8, 4, 4), np.float32))[0]
+    eps = 3.0 * float(codec.step.max()) * (1 if norm == "linf" else 4)
+    ball = BALLS[norm](centre, eps, codec.lo, codec.hi)
+    points = centre + rng.standard_normal((50, 8, 4, 4), np.float32)
+    points = np.clip(centre + (points - centre) * (eps / ball.distance(points)).reshape(-1, 1, 1, 1), codec.lo, codec.hi)
+    pulled = ball.pull_back(codec.snap(points), codec.snap_towards(points, centre))
+    assert ball.contains(pulled).all()
+    assert np.array_equal(codec.snap(pulled), pulled)
+    if norm == "l2":
+        least = np.minimum(ball.distance(points), ball.distance(codec.snap(points)))
+        assert (ball.distance(pulled) >= 0.8 * least).all()
