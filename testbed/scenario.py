@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from adversary.attacks import AttackConfig
 from adversary.relay import Order
 from mobile_client.passes import MAX_COUNT, Load, Offline
+from splitcore import document
 from splitcore.codec import CodecConfig
 from splitcore.data.source import ArtefactSource, SourceConfig
-from splitcore.errors import ScenarioError
 from splitcore.link import Link
 from splitcore.threat import ThreatModel
 
@@ -128,16 +128,7 @@ Pass: TypeAlias = AttackPass | RecordPass
 
 def load_scenario(path: Path) -> Scenario:
     """The scenario in a YAML file; its paths are made absolute from the file's folder. Raises ScenarioError."""
-    try:
-        document: Any = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ScenarioError(f"expected a scenario at {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path} is not YAML: {error}") from error
-    try:
-        scenario = SCENARIO.validate_python(document)
-    except ValidationError as error:
-        raise ScenarioError(f"{path} is not a scenario: {error}") from error
+    scenario = document.load(SCENARIO, path, "scenario")
     base = path.resolve().parent
     absolute = {
         key: (base / value).resolve() for key in ("recipe", "artefact") if (value := getattr(scenario, key)) is not None

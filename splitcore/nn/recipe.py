@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from splitcore import document
 from splitcore.codec.base import STRICT
 from splitcore.data import DatasetName
-from splitcore.errors import ScenarioError
 from splitcore.nn.bottleneck import BottleneckConfig
 from splitcore.nn.net import NetConfig
 
@@ -52,13 +51,4 @@ RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 
 def load_recipe(path: Path) -> Recipe:
     """The recipe in a YAML file. Raises ScenarioError."""
-    try:
-        document: Any = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ScenarioError(f"expected a recipe at {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path} is not YAML: {error}") from error
-    try:
-        return RECIPE.validate_python(document)
-    except ValidationError as error:
-        raise ScenarioError(f"{path} is not a recipe: {error}") from error
+    return document.load(RECIPE, path, "recipe")
