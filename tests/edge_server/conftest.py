@@ -148,6 +148,9 @@ class Process:
         self.grpc, self.control = ready["grpc"], ready["control"]
         return bool(ready["pid"] == self._process.pid)
 
+    def pid(self) -> int:
+        return self._process.pid
+
     def signal(self, signum: int) -> None:
         self._process.send_signal(signum)
 
