@@ -8,6 +8,7 @@ the papers' mean squared error, eps·d = radius².
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -69,7 +70,7 @@ def absolute_eps(threat: ThreatModel, scale: Scale) -> float:
     return threat.eps * unit
 
 
-class Ball:
+class Ball(ABC):
     """All points within `eps` of `centre` [*shape], and within the box [lo, hi] (bounds broadcast; infinite: none)."""
 
     norm: Norm
@@ -83,24 +84,24 @@ class Ball:
         self.reach = eps * (1 + 1e-5) + 4e-7 * (float(np.abs(centre).max(initial=0)) + eps)
         """eps, and what float32 rounds: how far a point that was put at eps may be measured to lie"""
 
+    @abstractmethod
     def distance(self, points: F32) -> NDArray[np.float32]:
         """Of each of [k, *shape] from the centre, [k]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def project(self, points: F32) -> F32:
         """The nearest points [k, *shape] of the ball for the norm, then of the box."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, rng: np.random.Generator, k: int) -> F32:
         """k points [k, *shape], uniform in the ball (before the box)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pull_back(self, nearest: F32, towards: F32) -> F32:
         """Points [k, *shape] in the ball from ones that rounding put outside, and the same rounded towards the centre.
 
         As few coordinates as need be are taken from `towards`, so that little of the distance is lost on a coarse grid.
         """
-        raise NotImplementedError
 
     def contains(self, points: F32) -> NDArray[np.bool_]:
         """[k], up to `reach`."""
