@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -169,6 +170,9 @@ def test_an_edge_that_is_killed_or_drained_and_started_again_leaves_exactly_one_
         assert client.post("/passes", json=request).status_code == 202
         assert wait_for(client, "r", done=50)["state"] == "running"
         if end == "kill":
+            # stopped first for some periods of the load, so that frames are in flight when it dies
+            edge.popen.send_signal(signal.SIGSTOP)
+            time.sleep(0.1)
             edge.kill()
         else:
             assert edge.end() == 0
@@ -182,7 +186,8 @@ def test_an_edge_that_is_killed_or_drained_and_started_again_leaves_exactly_one_
     assert list(read(log))[computed_before]["t_ns"] - serving_ns < 2e9
     assert sorted(row["sequence"] for row in frames) == list(range(300))
     assert {row["error"] for row in frames} == {None}
-    assert max(row["attempts"] for row in frames) > 1
+    if end == "kill":  # the frozen window was lost and asked again; one that drains may have nothing to refuse
+        assert sum(row["attempts"] > 1 for row in frames) == 8
     check_ledger(attempts, list(read(log)))
     assert phone.end() == 0
 
