@@ -145,16 +145,17 @@ NDJSON: dict[int | str, dict[str, Any]] = {200: {"content": {"application/x-ndjs
 """`responses` of a route that gives a journal"""
 
 
-def journal_response(path: Path, run: str | None = None) -> StreamingResponse:
-    """A journal as newline-delimited JSON, or its rows of one run; an absent one is an empty answer."""
+def journal_response(*paths: Path, run: str | None = None) -> StreamingResponse:
+    """Journals as newline-delimited JSON, or their rows of one run; an absent one is an empty answer."""
     ours = b"" if run is None else f'"id":"{run}/'.encode()
 
     def chunks() -> Iterator[bytes]:
-        if not path.exists():
-            return
-        with path.open("rb") as file:
-            while lines := file.readlines(1 << 18):
-                yield b"".join(line for line in lines if ours in line)
+        for path in paths:
+            if not path.exists():
+                continue
+            with path.open("rb") as file:
+                while lines := file.readlines(1 << 18):
+                    yield b"".join(line for line in lines if ours in line)
 
     return StreamingResponse(chunks(), media_type="application/x-ndjson")
 

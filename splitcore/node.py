@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,24 @@ READY_FILE = "ready.json"
 END_WITH_STDIN = "LATENTBED_END_WITH_STDIN"
 """environment: the node ends in order when its standard input does, so that it does not outlive who started it"""
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
 
 def begin(state: Path) -> None:
     """The state folder is there, and does not say `ready` for an earlier process."""
     state.mkdir(parents=True, exist_ok=True)
     (state / READY_FILE).unlink(missing_ok=True)
+
+
+def keep_memory() -> None:
+    """Freed memory stays with the process: glibc gives every stack of latents back at once, and fresh pages cost more than the
+    arithmetic on them (measured: 9.4 us a row to quantise 1,176 elements with it, 1.6 without). Elsewhere nothing happens."""
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that it takes
+        libc.mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
 def tell_ready(state: Path, *, control: str, grpc: str | None = None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal
 
 import numpy as np
@@ -41,6 +42,9 @@ class ThreatModel:
     """the class that every frame shall become; None: any wrong one"""
     budget: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
     """queries for one frame, all of them: the clean one, the search, the last"""
+    box: Literal["codec", "calibrated"] | tuple[float, float] = "codec"
+    """what values may be sent: all that the codec can carry (unbounded for float codecs), only those within the calibrated
+    range of each channel, or only those between two numbers; pixels stay in [0, 1] at point `input`"""
     deadline_ms: Annotated[float, Field(gt=0)] | None = None
     """how long a frame may be held; None: as long as the frame's own deadline allows"""
 
@@ -84,9 +88,14 @@ class Ball(ABC):
         self.reach = eps * (1 + 1e-5) + 4e-7 * (float(np.abs(centre).max(initial=0)) + eps)
         """eps, and what float32 rounds: how far a point that was put at eps may be measured to lie"""
 
+    @staticmethod
     @abstractmethod
+    def lengths(offsets: F32) -> NDArray[np.float32]:
+        """The norm of each of [k, *shape], [k]."""
+
     def distance(self, points: F32) -> NDArray[np.float32]:
         """Of each of [k, *shape] from the centre, [k]."""
+        return self.lengths(points - self.centre)
 
     @abstractmethod
     def project(self, points: F32) -> F32:
@@ -109,7 +118,20 @@ class Ball(ABC):
         return inside
 
     def boxed(self, points: F32) -> F32:
-        return np.clip(points, self.lo, self.hi)
+        """The nearest points of the box, [k, *shape] or [*shape]."""
+        if self._box is None:
+            return points
+        lo, hi = self._box
+        boxed: F32 = np.maximum(points, lo)
+        return np.minimum(boxed, hi, out=boxed)
+
+    @cached_property
+    def _box(self) -> tuple[F32, F32] | None:
+        """The bounds in full, as broadcast ones cost seven times as much; None where there are none."""
+        if np.isneginf(self.lo).all() and np.isposinf(self.hi).all():
+            return None
+        shape = self.centre.shape
+        return np.broadcast_to(self.lo, shape).copy(), np.broadcast_to(self.hi, shape).copy()
 
 
 class LinfBall(Ball):
@@ -122,14 +144,17 @@ class LinfBall(Ball):
         grid = np.asarray(step, np.float32)
         with np.errstate(divide="ignore", invalid="ignore"):
             inside = np.where(grid > 0, np.floor(self.reach / grid) * grid, np.float32(eps)).astype(np.float32)
-        self._low, self._high = np.maximum(centre - inside, lo), np.minimum(centre + inside, hi)
+        self.low, self.high = np.maximum(centre - inside, lo), np.minimum(centre + inside, hi)
+        """the corners [*shape]: the smallest and largest values inside ball, box and grid"""
 
-    def distance(self, points: F32) -> NDArray[np.float32]:
-        furthest: NDArray[np.float32] = np.abs(points - self.centre).reshape(len(points), -1).max(axis=1)
+    @staticmethod
+    def lengths(offsets: F32) -> NDArray[np.float32]:
+        flat = offsets.reshape(len(offsets), -1)
+        furthest: NDArray[np.float32] = np.maximum(flat.max(axis=1), -flat.min(axis=1))
         return furthest
 
     def project(self, points: F32) -> F32:
-        return np.clip(points, self._low, self._high)
+        return np.clip(points, self.low, self.high)
 
     def pull_back(self, nearest: F32, towards: F32) -> F32:
         return np.where(np.abs(nearest - self.centre) > self.reach, towards, nearest)
@@ -142,8 +167,9 @@ class LinfBall(Ball):
 class L2Ball(Ball):
     norm = "l2"
 
-    def distance(self, points: F32) -> NDArray[np.float32]:
-        return norms(points - self.centre)
+    @staticmethod
+    def lengths(offsets: F32) -> NDArray[np.float32]:
+        return norms(offsets)
 
     def project(self, points: F32) -> F32:
         offset = points - self.centre

@@ -23,6 +23,8 @@ class Codec(ABC):
     """smallest value that can arrive, broadcastable to a latent; -inf where there is none"""
     hi: F32
     """largest value that can arrive, likewise"""
+    spacing: float = 0.0
+    """distance between neighbouring floats that can arrive, as a fraction of their size; 0 where `step` says it, or nearly"""
     step: F32
     """distance between neighbouring values that can arrive, likewise; 0 where the grid is that of floats"""
 

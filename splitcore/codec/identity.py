@@ -48,6 +48,7 @@ class FloatCodec(Codec):
         bound = np.inf if dtype.itemsize == 4 else self._largest
         self.lo, self.hi = np.full(1, -bound, np.float32), np.full(1, bound, np.float32)
         self.step = np.zeros(1, np.float32)
+        self.spacing = float(np.finfo(self.dtype).eps) if self.dtype.itemsize < 4 else 0.0
 
     def _cast(self, latents: F32) -> np.ndarray[tuple[int, ...], np.dtype[np.floating]]:
         stack = self.latent.check(latents)

@@ -21,7 +21,7 @@ class ZstdCodec(Codec):
         self.inner = inner
         self.name = f"{inner.name}+zstd"
         self.latent = inner.latent
-        self.lo, self.hi, self.step = inner.lo, inner.hi, inner.step
+        self.lo, self.hi, self.step, self.spacing = inner.lo, inner.hi, inner.step, inner.spacing
         self._size = inner.max_payload_bytes
 
     def encode(self, latents: F32) -> list[bytes]:

@@ -45,10 +45,16 @@ def export(model: SplitModel, recipe: Recipe, dataset: Dataset, folder: Path) ->
     arguments = dataclasses.asdict(recipe.net)
     return _write(
         model, dataset, folder,
-        name=recipe.name, approach="sc", cut="after the head's last convolution",
+        name=recipe.name, approach="sc", cut=recipe.net.cut_at,
         tail=Architecture(net=arguments.pop("kind"), arguments=arguments),
-        made_with={"recipe": recipe.digest, "epochs": recipe.epochs, "seed": recipe.seed},
+        made_with={"recipe": recipe.digest, **_source(recipe)},
     )  # fmt: skip
+
+
+def _source(recipe: Recipe) -> dict[str, str | int | float]:
+    if recipe.pretrained is None:
+        return {"epochs": recipe.epochs, "seed": recipe.seed}
+    return {"weights": recipe.pretrained.file, "weights_sha256": recipe.pretrained.sha256}
 
 
 def export_split(

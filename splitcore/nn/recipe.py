@@ -1,4 +1,4 @@
-"""A recipe: one training, as data. YAML checked by pydantic; unknown keys are refused."""
+"""A recipe: one training, or weights that are there, as data. YAML checked by pydantic; unknown keys are refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
 from splitcore import document
@@ -18,16 +18,27 @@ from splitcore.nn.net import NetConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Pretrained:
+    """Weights of the whole network, head and tail, in one file."""
+
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*\.safetensors$")]
+    """relative to the data folder"""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
-    """Cross-entropy through the bottleneck, AdamW on a one-cycle schedule."""
+    """Cross-entropy through the bottleneck, AdamW on a one-cycle schedule; or no training but `pretrained` weights."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]{1,64}$")]
     """the artefact's name"""
     dataset: DatasetName
     net: NetConfig
     bottleneck: BottleneckConfig
-    epochs: Annotated[int, Field(ge=1, le=10_000)]
-    """passes over the training images"""
+    pretrained: Pretrained | None = None
+    """weights to load in place of a training; the training images calibrate the latent's ranges"""
+    epochs: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """passes over the training images; 0: `pretrained` weights"""
     batch: Annotated[int, Field(ge=2, le=65_536)] = 64
     """images a step"""
     lr: Annotated[float, Field(gt=0, le=1)] = 5e-3
@@ -39,10 +50,16 @@ class Recipe:
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     """of the weights, the order of the images and dropout"""
 
+    @model_validator(mode="after")
+    def _trained_once(self) -> Recipe:
+        if (self.pretrained is None) == (self.epochs == 0):
+            raise ValueError(f"expected either `epochs` from 1 or `pretrained` weights, got epochs {self.epochs}")
+        return self
+
     @property
     def digest(self) -> str:
         """sha256 of the recipe as canonical JSON: the manifest says by it how an artefact was made."""
-        canonical = json.dumps(RECIPE.dump_python(self, mode="json"), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(RECIPE.dump_python(self, mode="json", exclude_none=True), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

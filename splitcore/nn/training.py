@@ -1,4 +1,7 @@
-"""Training: from a recipe to a split model with frozen ranges. Same recipe, same machine, same weights."""
+"""Training: from a recipe to a split model with frozen ranges. Same recipe, same machine, same weights.
+
+A recipe with pretrained weights loads them instead, and has its ranges calibrated alike.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 
 from splitcore.data import Dataset, load
 from splitcore.errors import ScenarioError
+from splitcore.nn.pretrained import load_pretrained
 from splitcore.nn.recipe import Recipe
 from splitcore.nn.split_model import SplitModel, as_unit, calibrate
 
@@ -53,7 +57,7 @@ def moments(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
 def train(
     recipe: Recipe, data_dir: Path | None = None, *, progress: bool = True, device: str = "auto", threads: int = 1
 ) -> SplitModel:
-    """Trains, calibrates and freezes. Raises DataError, ScenarioError.
+    """Trains or loads, calibrates and freezes. Raises DataError, ScenarioError.
 
     One thread unless told otherwise: for networks this small more threads cost about what they give, and sums in another
     order make other weights.
@@ -64,21 +68,24 @@ def train(
     with (
         torch.random.fork_rng(devices=cuda),
         torch.backends.cudnn.flags(deterministic=True, benchmark=False),
-        _threads(threads),
+        set_threads(threads),
     ):
         torch.manual_seed(recipe.seed)
         # channels last: a quarter less time on a CPU
         model = build(recipe, dataset).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         images = torch.from_numpy(dataset.images).to(where)
         labels = torch.from_numpy(dataset.labels).to(where)
-        _fit(model, recipe, images, labels, progress=progress)
+        if recipe.pretrained is None:
+            _fit(model, recipe, images, labels, progress=progress)
+        else:
+            load_pretrained(model, recipe.pretrained, data_dir)
         model.to(memory_format=torch.contiguous_format)
         model.freeze(calibrate(model.head, images))
     return model  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
-def _threads(n: int) -> Iterator[None]:
+def set_threads(n: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:

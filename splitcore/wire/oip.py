@@ -42,6 +42,7 @@ MAX_ATTEMPT = (1 << 31) - 1
 MAX_DIMENSIONS = 8
 RAW_INPUTS, RAW_OUTPUTS, INFER_RESPONSE = 7, 6, 2
 """the protocol's numbers of the fields in which tensors travel, and of the response inside a streamed answer"""
+_RAW_INPUTS_TAG = bytes([RAW_INPUTS << 3 | 2])
 
 
 def path(method: str) -> str:
@@ -64,14 +65,15 @@ def pack_request(frame: Frame) -> bytes:
     if frame.codec == "identity":
         tensor.datatype = "FP32"
         tensor.shape.extend((frame.rows, *frame.shape))
-        message.raw_input_contents.append(b"".join(frame.payloads))
+        raw: Sequence[bytes | memoryview] = frame.payloads
     else:
         tensor.datatype = "BYTES"
         tensor.shape.append(frame.rows)
         parameters[CODEC_KEY].string_param = frame.codec
         parameters[SHAPE_KEY].string_param = ",".join(map(str, frame.shape))
-        message.raw_input_contents.append(join_bytes_elements(frame.payloads))
-    return message.SerializeToString()
+        raw = bytes_elements(frame.payloads)
+    # raw_input_contents is the message's last field: written behind the others it is copied once, not three times
+    return b"".join((message.SerializeToString(), _RAW_INPUTS_TAG, _varint(sum(map(len, raw))), *raw))
 
 
 def unpack_request(message: bytes) -> Frame:
@@ -252,12 +254,27 @@ def _array(
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
-def join_bytes_elements(elements: Sequence[bytes | memoryview]) -> bytes:
-    """Elements of a BYTES tensor in raw form: a little-endian uint32 length before each."""
+def bytes_elements(elements: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """Elements of a BYTES tensor in raw form, in pieces: a little-endian uint32 length before each."""
     parts: list[bytes | memoryview] = []
     for element in elements:
         parts += (struct.pack("<I", len(element)), element)
-    return b"".join(parts)
+    return parts
+
+
+def join_bytes_elements(elements: Sequence[bytes | memoryview]) -> bytes:
+    """The same in one."""
+    return b"".join(bytes_elements(elements))
+
+
+def _varint(n: int) -> bytes:
+    """protobuf's base-128 form of n."""
+    out = bytearray()
+    while n > 0x7F:
+        out.append(n & 0x7F | 0x80)
+        n >>= 7
+    out.append(n)
+    return bytes(out)
 
 
 def split_bytes_elements(raw: bytes, count: int, refuse: Callable[[str], WireError]) -> Iterator[bytes]:

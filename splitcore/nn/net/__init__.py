@@ -6,10 +6,11 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
+from splitcore.nn.net.cifar_resnet import CifarResNet
+from splitcore.nn.net.lenet import LeNet
 from splitcore.nn.net.small_conv import SmallConv
 
-__all__ = ["NETS", "NetConfig", "SmallConv"]
+__all__ = ["NETS", "CifarResNet", "LeNet", "NetConfig", "SmallConv"]
 
-NETS = (SmallConv,)
-NetConfig: TypeAlias = Annotated[SmallConv, Field()]
-"""one of NETS; becomes a union discriminated by `kind` with the second network"""
+NETS = (SmallConv, LeNet, CifarResNet)
+NetConfig: TypeAlias = Annotated[SmallConv | LeNet | CifarResNet, Field(discriminator="kind")]

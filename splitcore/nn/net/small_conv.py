@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import nn
 
 from splitcore.codec.base import STRICT
 from splitcore.errors import ScenarioError
+from splitcore.nn.net.normalise import Normalise
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -33,6 +33,10 @@ class SmallConv:
     """channels of the tail's first convolutions"""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """share of the tail's features that training drops before the classifier"""
+
+    @property
+    def cut_at(self) -> str:
+        return "after the head's last convolution"
 
     def head(self, input_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]) -> nn.Module:
         """Images [k, C, H, W] in [0, 1] to latents [k, *latent_shape]; `mean` and `std` [C] normalise the images."""
@@ -70,21 +74,6 @@ class SmallConv:
                 "expected 2x2 or more: lower `halvings`"
             )
         return self.latent_channels, height, width
-
-
-class Normalise(nn.Module):
-    """(x - mean) / std, channel by channel."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
 
 
 def _conv(fan_in: int, fan_out: int, stride: int = 1) -> list[nn.Module]:
