@@ -1,7 +1,7 @@
 # latentbed. `make` lists what there is; nothing has to be set up before.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format proto up up-direct down test-compose test-gpu bench clean
+.PHONY: help demo test test-parity check format proto up up-direct down test-compose test-gpu bench clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -33,8 +33,11 @@ help: ## this list
 demo: $(READY) ## the whole way: train, three processes, clean and attacked passes, a report in runs/latest
 	@$(BIN)/latentbed demo
 
-test: $(READY) ## the tests, without containers and GPU
-	@$(BIN)/python -m pytest -q -m "not compose and not gpu"
+test: $(READY) ## the tests, without containers, GPU and other libraries
+	@$(BIN)/python -m pytest -q -m "not compose and not gpu and not parity"
+
+test-parity: $(VENV)/.parity ## our attacks beside those of ART, foolbox and torchattacks, which this installs
+	@$(BIN)/python -m pytest -q -m parity tests/parity
 
 check: $(READY) ## ruff, mypy, import-linter, and whether generated files are fresh
 	@echo "ruff" && $(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
@@ -68,12 +71,19 @@ test-gpu: $(READY) ## the tests that need a CUDA device
 
 bench: $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py)) ## every benchmark; make bench-NAME runs one
 
+bench-attacks: $(VENV)/.parity
+
 bench-%: $(READY)
 	@$(BIN)/python benchmarks/$*.py
 
 clean: ## the environment and the caches; runs and artefacts stay
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.parity: $(READY)
+	@echo "latentbed: ART, foolbox and torchattacks"
+	@$(PIP) --editable '.[parity]' && $(PIP) --no-deps torchattacks==3.5.1
+	@touch $@
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "latentbed: expected Python 3.11 to 3.14 with its venv module, got \

@@ -27,6 +27,9 @@ def main(
     node: Annotated[str, typer.Option(help="this node's name in telemetry")] = "adversary",
     allow: Annotated[list[str] | None, typer.Option(help="a host outside private ranges that is yours to attack")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="data sets, for insiders", envvar="LATENTBED_DATA")] = None,
+    trust: Annotated[
+        list[str] | None, typer.Option(help="MODULE, or FILE.py, whose attacks `module:Class` may run here; repeatable")
+    ] = None,
 ) -> None:
     """Relays every gRPC method between a client and UPSTREAM, and does to the frames what its behaviour says."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
@@ -37,6 +40,7 @@ def main(
                     artefact=artefact, listen=listen, upstream=upstream, control=control, state=state,
                     token_file=token_file or state / "token", names=frozenset(filter(None, names.split(","))),
                     telemetry=telemetry, node=node, allow=frozenset(allow or ()), data_dir=data_dir,
+                    trust=frozenset(trust or ()),
                 )
             )  # fmt: skip
         except (LatentbedError, OSError, ValueError) as error:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from adversary.addons.attacker import Attacker, SpaceOf
+from adversary.addons.attacker import Attacker
 from adversary.addons.recorder import Pass, Recorder
-from adversary.attacks import AttackConfig
-from adversary.campaign import Campaign
-from adversary.ledger import Ledger
+from adversary.attacks import Attack, AttackConfig, OwnAttack, Pool
+from adversary.attacks.base import taught
+from adversary.crew import Crew, Place, ledgers
+from adversary.engine import Engine, LocalEngine, SpaceOf
+from adversary.ledger import Ledger, asked_earlier
 from adversary.oracle import LiveOracle
+from adversary.pool import PoolConfig, fits_pool, stock
 from adversary.relay import Addon, Order
 from adversary.space import InputSpace, LatentSpace, Space, WireSpace
 from splitcore.artefact import Artefact
@@ -27,6 +31,7 @@ from splitcore.head import Head, as_unit
 from splitcore.journal import Journal, read
 from splitcore.threat import ThreatModel
 
+Prepared: TypeAlias = tuple[Attack, Pool | None]
 RUN = Field(pattern=r"^[A-Za-z0-9_.:+-]{1,96}$")
 
 
@@ -66,14 +71,23 @@ class AttackBehaviour(_Strict):
     max_rows: Annotated[int, Field(ge=1, le=4096)] = 256
     """rows of one query request at most"""
     in_flight: Annotated[int, Field(ge=1, le=64)] = 4
-    """query requests on their way at once"""
+    """query requests on their way at once, of each process"""
+    sections: Annotated[int, Field(ge=2, le=64)] | Literal["auto"] = "auto"
+    """parts a section search cuts its interval into: 2 asks the fewest rows, more need fewer round trips; `auto` measures what
+    a round trip and a row cost, once, before the first search"""
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """processes that attack, each with a share of the frames; 0: the relay's own, in a thread"""
+    pool: PoolConfig | None = None
+    """other latents: start points of decision attacks, and what learners learn from"""
 
     @model_validator(mode="after")
     def _fits(self) -> AttackBehaviour:
-        if self.threat.norm not in self.attack.norms:
+        # somebody's own attack is read when it is built, by the process whose operator trusts it
+        if not isinstance(self.attack, OwnAttack) and self.threat.norm not in self.attack.norms:
             raise ValueError(f"attack {self.attack.kind} has norms {', '.join(self.attack.norms)}, got {self.threat.norm}")
         if self.threat.point != "wire" and self.source is None:
             raise ValueError(f"point {self.threat.point} assumes an insider: expected `source`, the phone's samples")
+        fits_pool(self.attack, self.threat, self.pool)
         return self
 
 
@@ -83,16 +97,26 @@ Behaviour: TypeAlias = Annotated[PassBehaviour | RecordBehaviour | AttackBehavio
 class Workshop:
     """Makes addons; holds what they share: the artefact, the way to the server, the books' folder."""
 
-    def __init__(self, artefact: Artefact, upstream: str, state: Path, ledger: Ledger, data_dir: Path | None) -> None:
+    def __init__(
+        self, artefact: Artefact, upstream: str, state: Path, ledger: Ledger, data_dir: Path | None, *,
+        trusted: Collection[str] = ()
+    ) -> None:  # fmt: skip
         self.artefact = artefact
         self._upstream = upstream
         self._state = state
         self._ledger = ledger
         self._data_dir = data_dir
+        self._trusted = trusted
         self._codecs: dict[str, Codec] = {}
 
     def sessions_path(self, run: str) -> Path:
         return self._state / "sessions" / f"{run}.jsonl"
+
+    def record_path(self, run: str) -> Path:
+        return self._state / "records" / run
+
+    def ledger_paths(self, run: str | None) -> list[Path]:
+        return [self._ledger.path, *ledgers(self._state, run)]
 
     async def addon(self, behaviour: PassBehaviour | RecordBehaviour | AttackBehaviour) -> Addon:
         """Raises LatentbedError where the behaviour asks for what this artefact does not have."""
@@ -102,22 +126,51 @@ class Workshop:
             case RecordBehaviour():
                 return Recorder(self._state / "recorded" / f"{behaviour.run}.jsonl")
             case AttackBehaviour():
-                # samples are read, and a head is loaded, off the relay's loop: frames pass meanwhile
-                return self._attacker(behaviour, await asyncio.to_thread(self._space_of, behaviour))
+                # samples are read, a head is loaded, workers start off the relay's loop: frames pass meanwhile
+                ready = await asyncio.to_thread(self._prepared, behaviour)
+                return self._attacker(behaviour, ready[0], await asyncio.to_thread(self._engine, behaviour, ready))
 
-    def _attacker(self, behaviour: AttackBehaviour, space_of: SpaceOf) -> Attacker:
-        campaign = Campaign(
-            LiveOracle(self._upstream), self._ledger, run=behaviour.run, nonce=secrets.token_hex(3),
-            max_rows=behaviour.max_rows, in_flight=behaviour.in_flight,
+    def _built(self, behaviour: AttackBehaviour) -> Attack:
+        attack, threat = behaviour.attack, behaviour.threat
+        if isinstance(attack, OwnAttack):
+            kind, attack = attack.kind, attack.build(self._trusted)
+            if threat.norm not in attack.norms:
+                raise ScenarioError(f"attack {kind} has norms {', '.join(attack.norms)}, got {threat.norm}")
+        return attack
+
+    def _prepared(self, behaviour: AttackBehaviour) -> Prepared:
+        """The attack, after its lesson if it takes one, and the pool."""
+        attack, classes = self._built(behaviour), len(self.artefact.manifest.classes)
+        if behaviour.pool is None:
+            return taught(attack, None), None
+        held = stock(behaviour.pool, behaviour.threat.point, self.artefact, self._state / "recorded")
+        return taught(attack, held.pool, lambda: held.about(behaviour.threat, classes, behaviour.seed)), held.pool
+
+    def _engine(self, behaviour: AttackBehaviour, ready: Prepared) -> Engine:
+        """A crew where the behaviour wants one; a blind attack asks nothing, and stays in this process."""
+        if behaviour.workers and ready[0].feedback != "none":
+            place = Place(self.artefact.folder, self._upstream, self._state, self._data_dir, frozenset(self._trusted))
+            return Crew(place, behaviour)
+        return self.engine(behaviour, self.record_path(behaviour.run) / "0", ready)
+
+    def engine(self, behaviour: AttackBehaviour, record: Path, ready: Prepared | None = None) -> LocalEngine:
+        """One process's share, with its record in that folder."""
+        attack, pool = ready or self._prepared(behaviour)
+        return LocalEngine(
+            LiveOracle(self._upstream), self._ledger, attack, behaviour.threat, self._space_of(behaviour), pool=pool,
+            run=behaviour.run, nonce=secrets.token_hex(3), seed=behaviour.seed,
+            max_rows=behaviour.max_rows, in_flight=behaviour.in_flight, sections=behaviour.sections, record=record,
+            ended=frozenset(row["frame"] for row in read(self.sessions_path(behaviour.run))),
         )  # fmt: skip
+
+    def _attacker(self, behaviour: AttackBehaviour, attack: Attack, engine: Engine) -> Attacker:
         earlier = list(read(self.sessions_path(behaviour.run)))
         attacker = Attacker(
-            behaviour.attack, behaviour.threat, campaign, space_of, Journal(self.sessions_path(behaviour.run)),
+            attack, behaviour.threat, engine, Journal(self.sessions_path(behaviour.run)),
             seed=behaviour.seed, order=behaviour.order, share=behaviour.share,
             max_held=behaviour.max_held, max_held_bytes=behaviour.max_held_bytes,
         )  # fmt: skip
-        mine = f"{behaviour.run}/"
-        attacker.recall(earlier, {f: n for f, n in self._ledger.asked_earlier.items() if f.startswith(mine)})
+        attacker.recall(earlier, asked_earlier([self._ledger.path, *ledgers(self._state, behaviour.run)], behaviour.run))
         return attacker
 
     def _codec(self, frame: Frame) -> Codec:

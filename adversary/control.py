@@ -31,7 +31,7 @@ def build_control(adversary: Adversary, *, token: str, names: frozenset[str]) ->
         return {
             "upstream": adversary.relay.upstream,
             "behaviour": getattr(adversary.behaviour, "kind", None),
-            "ledger": dict(adversary.ledger.counts),
+            "ledger": dict(adversary.counts),
             "unaccounted": adversary.relay.unaccounted,
             "held_now": addon.held if isinstance(addon, Attacker) else 0,
             "sessions": dict(addon.counts) if isinstance(addon, Attacker) else {},
@@ -42,16 +42,20 @@ def build_control(adversary: Adversary, *, token: str, names: frozenset[str]) ->
         return adversary.behaviour  # type: ignore[return-value]
 
     @app.put("/behaviour", dependencies=[with_token], responses={401: {}, 409: {}})
-    async def behave(behaviour: Behaviour) -> dict[str, str]:
+    async def behave(behaviour: Behaviour) -> dict[str, Any]:
         try:
             await adversary.behave(behaviour)
         except LatentbedError as error:
             raise HTTPException(409, str(error)) from error
-        return {"behaviour": behaviour.kind}
+        addon = adversary.relay.addon
+        if not isinstance(addon, Attacker):
+            return {"behaviour": behaviour.kind, "feedback": "none"}
+        learned = dict(getattr(addon.attack, "learned", {}))
+        return {"behaviour": behaviour.kind, "feedback": addon.attack.feedback, "learned": learned}
 
     @app.get("/ledger", response_class=StreamingResponse, responses=NDJSON)
     async def ledger(run: Annotated[str | None, Query(pattern=RUN)] = None) -> StreamingResponse:
-        return journal_response(adversary.ledger.path, run)
+        return journal_response(*adversary.workshop.ledger_paths(run), run=run)
 
     @app.get("/sessions", response_class=StreamingResponse, responses=NDJSON)
     async def sessions(run: Annotated[str, Query(pattern=RUN)]) -> StreamingResponse:
@@ -66,7 +70,7 @@ def build_control(adversary: Adversary, *, token: str, names: frozenset[str]) ->
 
 def prometheus(adversary: Adversary) -> str:
     """The counts in Prometheus' text format."""
-    counts = adversary.ledger.counts
+    counts = adversary.counts
     addon = adversary.relay.addon
     lines = [
         "# HELP latentbed_adversary_rows_total rows sent to the server, by kind",

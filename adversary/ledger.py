@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        open_rows, self.asked_earlier = self._earlier(path)
+        open_rows = self._left_open(path)
         self._journal = Journal(path)
         self._lock = threading.Lock()
         self._open: set[Key] = set()
@@ -33,20 +34,16 @@ class Ledger:
             self._journal.append(*(self._end("lost", key, "the adversary was killed") for key in open_rows))
 
     @staticmethod
-    def _earlier(path: Path) -> tuple[list[Key], dict[str, int]]:
-        """What earlier processes left: rows that never ended, and queries by the frame they were asked for."""
+    def _left_open(path: Path) -> list[Key]:
+        """Rows of earlier processes that never ended."""
         rows: dict[Key, None] = {}
-        asked: Counter[str] = Counter()
         for row in read(path):
             key = (str(row["id"]), int(row["attempt"]))
-            if row["event"] != "sent":
+            if row["event"] == "sent":
+                rows[key] = None
+            else:
                 rows.pop(key, None)
-                continue
-            rows[key] = None
-            if key[1] == 1:  # a retry asks nothing new
-                for frame, _, count in row.get("asks") or ():
-                    asked[frame] += count
-        return list(rows), dict(asked)
+        return list(rows)
 
     def sent(
         self, frame: str, attempt: int, kind: Kind, rows: int, *,
@@ -94,3 +91,15 @@ class Ledger:
         for key in list(self._open):
             self._close("lost", key, "the adversary ended")
         self._journal.close()
+
+
+def asked_earlier(ledgers: Iterable[Path], run: str) -> dict[str, int]:
+    """Queries of `run` by the frame that they were asked for, as the ledgers have them; a retry asks nothing new."""
+    asked: Counter[str] = Counter()
+    mine = f"{run}/"
+    for path in ledgers:
+        for row in read(path):
+            if row["event"] == "sent" and row["id"].startswith(mine) and int(row["attempt"]) == 1:
+                for frame, _, count in row.get("asks") or ():
+                    asked[frame] += count
+    return dict(asked)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from pathlib import Path
 
+from adversary.addons.attacker import Attacker
 from adversary.behaviour import PassBehaviour, Workshop
 from adversary.control import build_control
 from adversary.ledger import Ledger
-from adversary.relay import Relay
+from adversary.relay import Addon, Relay
 from adversary.targets import check_target
 from splitcore.artefact import Artefact
 from splitcore.control import load_token, serving
-from splitcore.node import begin, joined, on_end, tell_ready
+from splitcore.node import begin, joined, keep_memory, on_end, tell_ready
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire.channel import split_address
 
@@ -26,21 +28,43 @@ class Adversary:
         self.workshop = workshop
         self.ledger = ledger
         self.behaviour: object = PassBehaviour()
+        self._changing = asyncio.Lock()
+        self._retired: Counter[str] = Counter()
+        """of workers that are gone"""
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Of every ledger there is."""
+        addon = self.relay.addon
+        working = addon.engine.counts if isinstance(addon, Attacker) else Counter()
+        return self.ledger.counts + self._retired + working
 
     async def behave(self, behaviour: object) -> None:
-        """Frames that arrive from now on meet the new behaviour; those held go on as soon as their sessions end."""
-        addon = await self.workshop.addon(behaviour)  # type: ignore[arg-type]
+        """Frames that arrive from now on meet the new behaviour; those held go on as soon as their sessions end.
+
+        A run that is put again ends first, because two engines cannot have one record: meanwhile frames pass.
+        """
+        async with self._changing:
+            if getattr(behaviour, "run", None) == getattr(self.behaviour, "run", None):
+                await self._change(await self.workshop.addon(PassBehaviour()), PassBehaviour())
+            await self._change(await self.workshop.addon(behaviour), behaviour)  # type: ignore[arg-type]
+
+    async def _change(self, addon: Addon, behaviour: object) -> None:
         before, self.relay.addon, self.behaviour = self.relay.addon, addon, behaviour
         await before.close()
+        if isinstance(before, Attacker):
+            self._retired += before.engine.counts
 
 
 async def run(
     *, artefact: Path, listen: str, upstream: str, control: str, state: Path, token_file: Path, names: frozenset[str],
-    telemetry: str | None, node: str, allow: frozenset[str], data_dir: Path | None
+    telemetry: str | None, node: str, allow: frozenset[str], data_dir: Path | None,
+    trust: frozenset[str] = frozenset()
 ) -> None:  # fmt: skip
     """Serves until SIGTERM or SIGINT. Raises LatentbedError, OSError, ValueError before it is ready."""
     check_target(upstream, allow)
     begin(state)
+    keep_memory()
     stop = asyncio.Event()
     on_end(stop.set)
     with contextlib.ExitStack() as closing:
@@ -48,7 +72,7 @@ async def run(
         closing.callback(ledger.close)
         spans = Telemetry(node, telemetry)
         closing.callback(spans.close)
-        workshop = Workshop(Artefact(artefact), upstream, state, ledger, data_dir)
+        workshop = Workshop(Artefact(artefact), upstream, state, ledger, data_dir, trusted=trust)
         relay = Relay(upstream, await workshop.addon(PassBehaviour()), ledger, spans)
         adversary = Adversary(relay, workshop, ledger)
         app = build_control(adversary, token=load_token(token_file), names=names)

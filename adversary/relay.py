@@ -17,7 +17,7 @@ import grpc
 
 from adversary.ledger import Kind, Ledger
 from splitcore.errors import WireError
-from splitcore.frame import Frame
+from splitcore.frame import Frame, Reply
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import oip
@@ -55,6 +55,14 @@ class Addon(Protocol):
 
     async def close(self) -> None:
         """No frame will come any more; those that are held are let go."""
+        ...
+
+
+class Listener(Addon, Protocol):
+    """An addon that looks at the answers too. The relay knows it by this method; one without it costs no look."""
+
+    def reply(self, frame: Frame, reply: Reply) -> None:
+        """What the server said to a frame, on its way to the client, which gets it whatever becomes of this."""
         ...
 
 
@@ -144,6 +152,7 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
                 passage.lost("CANCELLED: the client went away")
                 raise
             passage.replied(None)
+            passage.overheard(reply)
             yield reply
             passage.done()
             return
@@ -231,6 +240,7 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
         passage = flight.pop(answer.id, None)
         if passage is not None:
             passage.replied(answer.error)
+            passage.overheard(answer)
         return passage
 
     async def _any(
@@ -287,6 +297,7 @@ class _Passage:
         self.held: Awaitable[Forward] | None = None
         self._relay = relay
         self._addon = relay.addon
+        self._listen: Callable[[Frame, Reply], None] | None = getattr(relay.addon, "reply", None)
         self._times = {"relay_in": now_ns()}
         try:
             frame = oip.unpack_request(message)
@@ -328,6 +339,16 @@ class _Passage:
             self._relay._ledger.answered(self.frame.id, self.frame.attempt)
         else:
             self.lost(refusal)
+
+    def overheard(self, reply: Reply | bytes) -> None:
+        """To the addon that listens; a failure of its own ends no conversation of others."""
+        if self._listen is None:
+            return
+        assert self.frame is not None
+        try:
+            self._listen(self.frame, oip.unpack_reply(reply) if isinstance(reply, bytes) else reply)
+        except Exception:
+            log.exception("%s: the addon failed at the answer, which passes", self.frame.id)
 
     def lost(self, reason: str) -> None:
         assert self.frame is not None

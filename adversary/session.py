@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adversary.attacks.base import Answers, Ask, Attack, Search
+from adversary.attacks.base import Answers, Ask, Attack, Case, Pool, Search
 from adversary.space import Space
+from adversary.verdict import Rows, Verdict, judge
 from splitcore.errors import ScenarioError
 from splitcore.latent import F32
 from splitcore.threat import BALLS, ThreatModel, absolute_eps
@@ -22,17 +23,6 @@ from splitcore.threat import BALLS, ThreatModel, absolute_eps
 Reason = Literal["success", "blind", "budget", "deadline", "exhausted", "full", "error"]
 """why a held frame went on: an adversarial latent, a blind one, or the original because the queries, the time or the attack
 ended, because too much was held already, or because something failed"""
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The tail's answers to k rows. `answered` [k] is False where a row was rejected or lost."""
-
-    answered: NDArray[np.bool_]
-    labels: NDArray[np.int64]
-    """[k]; -1 where not answered"""
-    scores: F32 | None
-    """logits [k, classes]; None where the server gives labels, or the threat model looks at no more"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,12 +40,16 @@ class Outcome:
     """number of the query that succeeded, from 1"""
     distance: float | None = None
     """of what is sent on, from the clean point"""
+    nearest: list[tuple[int, float]] = field(default_factory=list)
+    """(number of the query, distance) each time that an adversarial latent came nearer than all before, in the ball or not"""
     label: int | None = None
     """of the clean frame, as the server answered"""
     predicted: int | None = None
     """of what is sent on, as the server answered; None when nobody asked"""
     requests: int = 0
     wall_ms: float = 0.0
+    held_ms: float | None = None
+    """from the frame's arrival at the relay to the end of its session: what a success needed; None for frames not held"""
     error: str | None = None
     payload: bytes | None = None
     """what to send on in place of the original; None: the original"""
@@ -66,7 +60,7 @@ class Session:
 
     def __init__(
         self, frame: str, space: Space, attack: Attack, threat: ThreatModel, *,
-        rng: np.random.Generator, deadline: float = float("inf")
+        rng: np.random.Generator, deadline: float = float("inf"), pool: Pool | None = None
     ) -> None:  # fmt: skip
         if threat.norm not in attack.norms:
             raise ScenarioError(f"attack {attack.kind} has norms {', '.join(attack.norms)}, got {threat.norm}")
@@ -76,21 +70,29 @@ class Session:
         self.threat = threat
         self.deadline = deadline
         """monotonic seconds"""
-        self.ball = BALLS[threat.norm](space.centre, absolute_eps(threat, space.scale), space.lo, space.hi, space.grid)
+        self.ball = BALLS[threat.norm](space.centre, absolute_eps(threat, space.scale), *space.box(threat.box), space.grid)
         steps = np.asarray(space.grid)
         if threat.norm == "linf" and steps.min() > 0 and self.ball.reach < steps.min():
             raise ScenarioError(
                 f"eps {threat.eps:g} {threat.eps_unit} is {self.ball.eps:.3g}, below one step of {space.codec.name} "
                 f"({steps.min():.3g}): nothing can change on this wire; say at least 1 codec_steps"
             )
+        coarse = float(steps.max()) / 2 or 1e-3 * (float(np.abs(space.centre).max(initial=0)) + self.ball.eps)
+        self.rounding = coarse * (1.0 if threat.norm == "linf" else float(np.sqrt(space.centre.size))) + self.ball.reach * 1e-3
+        """how far rounding may take a point: half a step a coordinate, or what float16 keeps"""
         self.finished = False
+        self.sections = 2
+        """of section searches; whoever knows what a round trip costs sets it before the first ask is told"""
         self.outcome = Outcome(frame=frame, attack=attack.kind, point=threat.point)
         self._rng = rng
+        self._pool = pool
         self._search: Search | None = None
         self._asked: Ask | None = None
         self._arrived: F32 | None = None
         self._distance: NDArray[np.float32] | None = None
         self._payloads: list[bytes] = []
+        self._classes = 0
+        """of the scores; 0: the attack sees labels alone"""
         self._started = time.monotonic()
 
     def begin(self) -> None:
@@ -99,7 +101,7 @@ class Session:
             self._search = self._perturb(0)
             self._advance(None)
         else:
-            self._ask(Ask("clean", self.space.centre[None]))
+            self._asked = Ask("clean", self.space.centre[None])
 
     @property
     def asked(self) -> Ask:
@@ -107,12 +109,23 @@ class Session:
         assert self._asked is not None
         return self._asked
 
-    def place(self, snapped: F32) -> None:
-        """Takes `asked` as it was snapped, [k, *shape], and pulls back in place what rounding took out of the ball."""
-        distance = self.ball.distance(snapped)
-        outside = distance > self.ball.reach
-        if outside.any():
-            left = outside & self.ball.contains(self.asked.points)
+    @property
+    def own(self) -> int:
+        """The class that its answers are judged by; 0 while none is known."""
+        if self.threat.target is not None:
+            return self.threat.target
+        return self.outcome.label or 0
+
+    def place(self, snapped: F32, distance: NDArray[np.float32] | None = None) -> None:
+        """Takes `asked` as it was snapped, [k, *shape], and pulls back in place what rounding took out of the ball.
+
+        `distance` [k]: of those from the centre, where whoever snapped has measured it and `doubtful` had nothing to doubt.
+        """
+        if distance is None:
+            distance = self.ball.distance(snapped)
+            left = doubtful(distance, self.ball.reach, self.rounding)
+            if left.any():
+                left &= self.ball.contains(self.asked.points)
             if left.any():
                 snapped[left] = self.ball.pull_back(snapped[left], self.space.snap_towards(self.asked.points[left]))
                 distance[left] = self.ball.distance(snapped[left])
@@ -132,14 +145,28 @@ class Session:
         """Who receives the answer judges it."""
         if self.finished:
             return  # too late: the frame has gone on
+        own = np.full(len(rows.labels), self.own, np.int64)
+        self.hear(rows, judge(rows, own, targeted=self.threat.target is not None))
+
+    def hear(self, rows: Rows, verdict: Verdict) -> None:
+        """As `tell`, where the rows of many sessions were judged together."""
+        if self.finished:
+            return
         if self._search is None:
             self._told_clean(rows)
             return
-        answers = self._judge(rows)
-        inside = answers.adversarial & (answers.distance <= self.ball.reach)
-        if inside.any():
-            self._succeed(int(inside.argmax()), answers, rows)
-        elif self.outcome.queries >= self.threat.budget:
+        assert self._arrived is not None and self._distance is not None
+        log_p = verdict.log_p
+        if log_p is None and self._classes:  # nothing of this ask was answered
+            log_p = np.zeros((len(rows.labels), self._classes), np.float32)
+        answers = Answers(verdict.loss, verdict.adversarial, self._arrived, self._distance, rows.answered, rows.rejected, log_p)
+        if verdict.any_adversarial:
+            self._note_nearest(answers)
+            inside = answers.adversarial & (answers.distance <= self.ball.reach)
+            if inside.any():
+                self._succeed(int(inside.argmax()), answers, rows)
+                return
+        if self.outcome.queries >= self.threat.budget:
             self.end("budget")
         else:
             self._advance(answers)
@@ -152,11 +179,14 @@ class Session:
 
     def _told_clean(self, rows: Rows) -> None:
         if not rows.answered[0]:
-            self.end("error", "the clean query was not answered: nothing to compare with")
+            said = f" ({rows.why})" if rows.why else ""
+            self.end("error", f"the clean query was not answered{said}: nothing to compare with")
             return
         if rows.scores is None and self.attack.feedback == "scores":
             self.end("error", f"attack {self.attack.kind} needs scores, the server gives labels: choose one that needs labels")
             return
+        if self.attack.feedback == "scores" and rows.scores is not None:
+            self._classes = rows.scores.shape[1]
         self.outcome.label = int(rows.labels[0])
         if self.outcome.label == self.threat.target:
             # the frame is what the adversary wants it to be already
@@ -171,7 +201,12 @@ class Session:
         self._advance(None)
 
     def _perturb(self, budget: int) -> Search:
-        return self.attack.perturb(self.space.centre, ball=self.ball, space=self.space, budget=budget, rng=self._rng)
+        label = -1 if self.outcome.label is None else self.outcome.label
+        case = Case(
+            ball=self.ball, space=self.space, budget=budget, rng=self._rng, label=label, target=self.threat.target,
+            sections=self.sections, pool=self._pool,
+        )  # fmt: skip
+        return self.attack.perturb(self.space.centre, case)
 
     def _advance(self, answers: Answers | None) -> None:
         """Runs the attack to its next ask, or to its end."""
@@ -181,7 +216,8 @@ class Session:
         except StopIteration as stop:
             self._ended(stop.value)
             return
-        self._ask(Ask(ask.phase, ask.points[: self.threat.budget - self.outcome.queries]))
+        left = self.threat.budget - self.outcome.queries
+        self._asked = ask if len(ask.points) <= left else Ask(ask.phase, ask.points[:left])
 
     def _ended(self, blind: F32 | None) -> None:
         if blind is None:
@@ -195,26 +231,12 @@ class Session:
         self.outcome.reason = "blind"
         self._finish()
 
-    def _ask(self, ask: Ask) -> None:
-        points = np.ascontiguousarray(ask.points, np.float32)
-        if not np.isfinite(points).all():
-            raise ValueError(f"attack {self.attack.kind} asked for a candidate with NaN or infinity in phase {ask.phase}")
-        self._asked = Ask(ask.phase, points)
-
-    def _judge(self, rows: Rows) -> Answers:
-        """Untargeted: another label than the clean one. Targeted: the target's. Loss: the margin, below 0 on success."""
-        assert self._arrived is not None and self._distance is not None
-        target, label = self.threat.target, self.outcome.label
-        wanted = rows.labels != label if target is None else rows.labels == target
-        if rows.scores is None:
-            loss = np.full(len(rows.labels), np.inf, np.float32)
-        else:
-            own = label if target is None else target
-            others = rows.scores.copy()
-            others[:, own] = -np.inf
-            margin = rows.scores[:, own] - others.max(axis=1)  # f_y - max_{j≠y} f_j
-            loss = np.where(rows.answered, margin if target is None else -margin, np.float32(np.inf))
-        return Answers(loss, wanted & rows.answered, self._arrived, self._distance, rows.answered)
+    def _note_nearest(self, answers: Answers) -> None:
+        nearest = self.outcome.nearest
+        first = self.outcome.queries - len(answers.loss) + 1
+        for row in np.flatnonzero(answers.adversarial):
+            if not nearest or answers.distance[row] < nearest[-1][1]:
+                nearest.append((first + int(row), float(answers.distance[row])))
 
     def _succeed(self, row: int, answers: Answers, rows: Rows) -> None:
         outcome = self.outcome
@@ -231,3 +253,8 @@ class Session:
         self.outcome.wall_ms = (time.monotonic() - self._started) * 1e3
         if self._search is not None:
             self._search.close()
+
+
+def doubtful(distance: NDArray[np.float32], reach: F32 | float, rounding: F32 | float) -> NDArray[np.bool_]:
+    """[k]: outside of the ball, but by no more than rounding may have taken what was asked inside."""
+    return (distance > reach) & (distance <= reach + rounding)

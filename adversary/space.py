@@ -7,10 +7,13 @@ candidate is encoded before it is sent, at every point, because the codec is bet
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 from splitcore.codec import Codec
+from splitcore.errors import ScenarioError
 from splitcore.head import Head
 from splitcore.latent import F32
 from splitcore.threat import Scale
@@ -44,6 +47,19 @@ class Space(ABC):
         """As `snap`, but no coordinate ends farther from this frame's centre than it was."""
         return points
 
+    def box(self, wanted: Literal["codec", "calibrated"] | tuple[float, float]) -> tuple[F32, F32]:
+        """(lo, hi), broadcastable to a point: what a threat model's box leaves of this space."""
+        if wanted == "codec":
+            return self.lo, self.hi
+        if wanted == "calibrated":
+            spec = self.codec.latent
+            lo, hi = spec.per_channel(spec.lo), spec.per_channel(spec.hi)
+        else:
+            lo, hi = np.full(1, wanted[0], np.float32), np.full(1, wanted[1], np.float32)
+        if not (lo < hi).all():
+            raise ScenarioError(f"expected a box whose lower bound is below its upper one, got {wanted}")
+        return np.maximum(lo, self.lo), np.minimum(hi, self.hi)
+
     @property
     def grid(self) -> F32 | float:
         """The steps of the grid that candidates are snapped to, broadcastable to a point; 0 where there is none."""
@@ -51,8 +67,12 @@ class Space(ABC):
 
     @property
     def probe(self) -> float:
-        """No probe smaller than this carries information: half a quantiser's step changes nothing on the wire."""
-        return self.scale.step
+        """No probe smaller than this carries information: a quantiser's step, or what floats of the codec keep apart."""
+        return max(self.scale.step, self._apart)
+
+    @cached_property
+    def _apart(self) -> float:
+        return self.codec.spacing * float(np.abs(self.centre).max(initial=0))
 
 
 class WireSpace(Space):
@@ -108,11 +128,18 @@ class InputSpace(Space):
     def encoder(self) -> tuple[object, ...]:
         return (id(self.codec), id(self.head))
 
+    @property
+    def probe(self) -> float:
+        return 0.0
+
     def snap(self, points: F32) -> F32:
         return np.clip(points, self.lo, self.hi)
 
     def snap_towards(self, points: F32) -> F32:
         return np.clip(points, self.lo, self.hi)
+
+    def box(self, wanted: Literal["codec", "calibrated"] | tuple[float, float]) -> tuple[F32, F32]:
+        return self.lo, self.hi
 
     def encode(self, points: F32) -> list[bytes]:
         return self.codec.encode(self.head(points))

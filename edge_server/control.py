@@ -122,6 +122,6 @@ def edge_app(
     @app.get("/log", response_class=StreamingResponse, responses=NDJSON)
     def server_log(run: Annotated[str, Query(pattern=RUN)]) -> StreamingResponse:
         """The server's log of one run, as newline-delimited JSON: what was computed, in that order."""
-        return journal_response(log, run)
+        return journal_response(log, run=run)
 
     return app

@@ -27,7 +27,7 @@ from edge_server.service import InferenceService
 from edge_server.tail import Tail, default_threads
 from splitcore.artefact import Artefact
 from splitcore.control import load_token, serving
-from splitcore.node import begin, joined, on_end, tell_ready
+from splitcore.node import begin, joined, keep_memory, on_end, tell_ready
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import oip
@@ -77,6 +77,7 @@ class EdgeServer:
     async def _start(self, rim: contextlib.AsyncExitStack) -> None:
         config = self.config
         begin(config.state)
+        keep_memory()
         artefact = Artefact(config.artefact)
         token = load_token(config.token_file or config.state / "token")
         log = ServerLog(config.state / LOG_FILE)

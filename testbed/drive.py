@@ -10,7 +10,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from adversary.pool import Recording
 from splitcore.artefact import MANIFEST, Artefact, Manifest
 from splitcore.codec import fit
 from splitcore.codec.identity import Identity
@@ -30,6 +31,8 @@ from testbed.scenario import AttackPass, RecordPass, Scenario, dump_scenario, lo
 from testbed.versions import versions
 
 POLL_S = 0.1
+LESSON_S = 900.0
+"""how long an adversary may take to learn before a pass"""
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,13 @@ def _progress(console: Console) -> Progress:
     )  # fmt: skip
 
 
+SHARED = {"attack", "threat", "order", "share", "max_held", "sections", "workers"}
+"""what of an attack's pass is the adversary's business, as it stands there"""
+
+
 class _Pass:
     def __init__(self, run: str, scenario: Scenario, artefact: Artefact, trio: Trio, plan: Plan) -> None:
+        self.whole_run = run
         self.run = f"{run}.{plan.name}"
         self.scenario = scenario
         self.artefact = artefact
@@ -121,12 +129,23 @@ class _Pass:
         self.codec = fit(codec, artefact.latent)
         self.codec_config = codec
         self.attack = plan.attack if isinstance(plan.attack, AttackPass) else None
-        self.frames = (self.attack.frames if self.attack else None) or scenario.frames
+        self.frames = (plan.attack.frames if plan.attack else None) or scenario.frames
+        self.source = scenario.source
+        if isinstance(plan.attack, RecordPass) and plan.attack.source is not None:
+            self.source = plan.attack.source
+        self.feedback = "none"
+        """what the attack learns from an answer, as the adversary says it: it has the attack's code, this process need not"""
+        self.learned: dict[str, Any] = {}
+        """what became of its lesson, likewise"""
 
     def make(self, into: Path, progress: Progress) -> None:
         into.mkdir(parents=True, exist_ok=True)
         if self.trio.adversary is not None:
-            self.trio.adversary.put("/behaviour", self._behaviour())
+            asked = time.monotonic()
+            said = self.trio.adversary.put("/behaviour", self._behaviour(), patience_s=LESSON_S)
+            self.feedback, self.learned = said.get("feedback", "none"), said.get("learned", {})
+            if self.learned:
+                self.learned["wall_s"] = round(time.monotonic() - asked, 2)
         started = time.monotonic()
         self.trio.client.post("/passes", self._request())
         task = progress.add_task(self.plan.name, total=self.frames, note="")
@@ -172,19 +191,25 @@ class _Pass:
             case AttackPass() as attack:
                 return {
                     "kind": "attack", "run": self.run, "seed": self.scenario.seed,
-                    **attack.model_dump(mode="json", include={"attack", "threat", "order", "share", "max_held"}),
-                    "source": self._dump("source"),
+                    **attack.model_dump(mode="json", include=SHARED),
+                    "source": self._dump("source"), "pool": self._pool(attack),
                 }  # fmt: skip
             case RecordPass():
                 return {"kind": "record", "run": self.run}
             case _:
                 return {"kind": "pass", "run": self.run}
 
+    def _pool(self, attack: AttackPass) -> Any:
+        """A recording goes by the name of its pass in a scenario, and by that of its run at the adversary."""
+        if isinstance(attack.pool, Recording):
+            return _json(replace(attack.pool, run=f"{self.whole_run}.{attack.pool.run}"))
+        return None if attack.pool is None else _json(attack.pool)
+
     def _request(self) -> dict[str, Any]:
         return {
             "run": self.run, "count": self.frames, "seed": self.scenario.seed,
-            "codec": _json(self.codec_config),
-            **{key: self._dump(key) for key in ("source", "load", "window", "deadline_ms", "link")},
+            "codec": _json(self.codec_config), "source": _json(self.source),
+            **{key: self._dump(key) for key in ("load", "window", "deadline_ms", "link")},
         }  # fmt: skip
 
     def _dump(self, key: str) -> Any:
@@ -200,17 +225,24 @@ class _Pass:
             "load": self._dump("load"), "window": self.scenario.window,
             "link": link if link is None or isinstance(link, str) else json.dumps(link),
             "deadline_ms": self.scenario.deadline_ms,
-            "attack": _json(attack.attack) if attack else {"kind": "record"} if self.plan.attack else None,
+            "attack": self._parameters(attack) if attack else {"kind": "record"} if self.plan.attack else None,
+            "source": _json(self.source),
             "point": threat.point if threat else None, "norm": threat.norm if threat else None,
             "eps": threat.eps if threat else None, "eps_unit": threat.eps_unit if threat else None,
             "eps_absolute": self._eps_absolute(threat) if threat else None,
-            "feedback": attack.attack.feedback if attack else "none",
-            "budget": threat.budget if threat and attack and attack.attack.feedback != "none" else None,
+            "feedback": self.feedback,
+            "budget": threat.budget if threat and self.feedback != "none" else None,
             "hold_deadline_ms": threat.deadline_ms if threat else None,
+            "share": attack.share if attack else None,
             "order": attack.order if attack else "overtake", "wall_s": wall_s,
             "artefact_handshake": self.artefact.manifest.handshake,
             "device": self.trio.edge.get("/models")["models"][0]["device"],
         }  # fmt: skip
+
+    def _parameters(self, attack: AttackPass) -> dict[str, Any]:
+        """The attack's settings, and where it has them its pool and what it learned from that."""
+        found = {"pool": None if attack.pool is None else _json(attack.pool), "learned": self.learned}
+        return {**_json(attack.attack), **{key: value for key, value in found.items() if value}}
 
     def _eps_absolute(self, threat: ThreatModel) -> float | None:
         """None at point `input` for units of the image's own scale, which differ from frame to frame."""

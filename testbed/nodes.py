@@ -38,8 +38,8 @@ class Node:
     def get(self, path: str, **query: str) -> Any:
         return self._ask("GET", path, params=query).json()
 
-    def put(self, path: str, body: Any) -> Any:
-        return self._ask("PUT", path, json=body).json()
+    def put(self, path: str, body: Any, *, patience_s: float = 60.0) -> Any:
+        return self._ask("PUT", path, json=body, timeout=patience_s).json()
 
     def post(self, path: str, body: Any) -> Any:
         return self._ask("POST", path, json=body).json()
@@ -63,7 +63,7 @@ class Node:
         headers = {"Authorization": f"Bearer {self.token}"}
         try:
             reply = httpx.request(
-                method, f"http://{self.control}{path}", headers=headers, timeout=60, trust_env=False, **arguments
+                method, f"http://{self.control}{path}", headers=headers, trust_env=False, **{"timeout": 60, **arguments}
             )
         except httpx.HTTPError as error:
             raise NodeError(f"{self.name} at {self.control} does not answer {method} {path}: {error!r}") from error
@@ -172,7 +172,9 @@ def local_nodes(
         edge_node, target = start("edge_server", "edge", options)
         adversary_node = None
         if scenario.adversary:
-            adversary_node, target = start("adversary", "adversary", ["--upstream", target, *data])
+            trust = () if isinstance(scenario.adversary, bool) else scenario.adversary.trust
+            options = [text for entry in trust for text in ("--trust", entry)]
+            adversary_node, target = start("adversary", "adversary", ["--upstream", target, *data, *options])
         client_node, _ = start("mobile_client", "client", ["--target", target, *data])
         yield Trio(client_node, edge_node, adversary_node)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from adversary.attacks import AttackConfig
+from adversary.attacks import AttackConfig, OwnAttack
+from adversary.pool import PoolConfig, Recording, fits_pool
 from adversary.relay import Order
 from mobile_client.passes import MAX_COUNT, Load, Offline
 from splitcore import document
@@ -36,19 +37,33 @@ class AttackPass(_Strict):
     frames: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
     """of this pass; None: the scenario's"""
     max_held: Annotated[int, Field(ge=1, le=65536)] = 256
+    sections: Annotated[int, Field(ge=2, le=64)] | Literal["auto"] = "auto"
+    """parts a section search cuts its interval into: 2 asks the fewest rows, more need fewer round trips; `auto` measures"""
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """processes that attack, each with a share of the frames; 0: the relay's own"""
+    pool: PoolConfig | None = None
+    """other latents that the adversary holds: start points of decision attacks, and what learners learn from.
+    `{kind: recording, run: NAME}` is what a record pass that comes before this one recorded"""
 
     @model_validator(mode="after")
     def _fits(self) -> AttackPass:
-        if self.threat.norm not in self.attack.norms:
+        # somebody's own attack is read by the adversary, which runs its code
+        if not isinstance(self.attack, OwnAttack) and self.threat.norm not in self.attack.norms:
             raise ValueError(f"attack {self.attack.kind} has norms {', '.join(self.attack.norms)}, got {self.threat.norm}")
+        fits_pool(self.attack, self.threat, self.pool)
         return self
 
 
 class RecordPass(_Strict):
-    """The stream once more, with an adversary that only listens: the other baseline."""
+    """The stream once more, with an adversary that only listens: the other baseline, and what others learn from."""
 
     name: Annotated[str, NAME] = "record"
     record: Literal[True] = True
+    source: SourceConfig | None = None
+    """what the phone shows in this pass; None: the scenario's. Learners that recorded the very frames that they attack later
+    do better than on frames that they have not seen"""
+    frames: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+    """of this pass; None: the scenario's"""
 
 
 class Edge(_Strict):
@@ -61,6 +76,13 @@ class Edge(_Strict):
     max_queue_size: Annotated[int, Field(ge=1)] = 4096
     trust: tuple[str, ...] = ()
     """whose code may build a tail that is not of splitcore.nn: modules, or files `x.py` relative to the scenario's file"""
+
+
+class Adversary(_Strict):
+    """How the adversary is started, where the testbed starts it."""
+
+    trust: tuple[str, ...] = ()
+    """whose code may attack as `module:Class`: modules, or files `x.py` relative to the scenario's file"""
 
 
 class Address(_Strict):
@@ -101,7 +123,7 @@ class Scenario(_Strict):
     """of every frame, from its scheduled arrival; it travels in the request"""
     link: Link | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
-    adversary: bool = True
+    adversary: bool | Adversary = True
     """False: the client reaches the edge directly, there are no attacks"""
     attacks: tuple[AttackPass | RecordPass, ...] = ()
     edge: Edge = Edge()
@@ -119,9 +141,19 @@ class Scenario(_Strict):
         names = [attack.name for attack in self.attacks]
         if len({*names, "clean", "identity"}) != len(names) + 2:
             raise ValueError(f"expected names that differ from each other and from clean and identity, got {names}")
+        recorded: list[str] = []
+        for attack in self.attacks:
+            if isinstance(attack, RecordPass):
+                recorded.append(attack.name)
+            elif isinstance(attack.pool, Recording) and attack.pool.run not in recorded:
+                raise ValueError(
+                    f"attack {attack.name}: expected a record pass before it whose recording it uses, got {attack.pool.run!r} "
+                    f"with {', '.join(recorded) or 'none'} before it: put `- {{name: {attack.pool.run}, record: true}}` first"
+                )
         return self
 
 
+Trusting = TypeVar("Trusting", Edge, Adversary)
 SCENARIO: TypeAdapter[Scenario] = TypeAdapter(Scenario)
 Pass: TypeAlias = AttackPass | RecordPass
 
@@ -133,8 +165,15 @@ def load_scenario(path: Path) -> Scenario:
     absolute = {
         key: (base / value).resolve() for key in ("recipe", "artefact") if (value := getattr(scenario, key)) is not None
     }
-    trust = tuple(str(base / entry) if entry.endswith(".py") else entry for entry in scenario.edge.trust)
-    return scenario.model_copy(update={**absolute, "edge": scenario.edge.model_copy(update={"trust": trust})})
+    edge, adversary = _meant_from(base, scenario.edge), scenario.adversary
+    if not isinstance(adversary, bool):
+        adversary = _meant_from(base, adversary)
+    return scenario.model_copy(update={**absolute, "edge": edge, "adversary": adversary})
+
+
+def _meant_from(base: Path, node: Trusting) -> Trusting:
+    trust = tuple(str(base / entry) if entry.endswith(".py") else entry for entry in node.trust)
+    return node.model_copy(update={"trust": trust})
 
 
 def dump_scenario(scenario: Scenario) -> str:

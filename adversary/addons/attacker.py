@@ -10,19 +10,15 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import asdict
 
-import numpy as np
-
 from adversary.attacks import Attack
-from adversary.campaign import Campaign
+from adversary.engine import Engine, Job, stream
 from adversary.ledger import Kind
 from adversary.relay import Forward, Order
-from adversary.session import Outcome, Session
-from adversary.space import Space
-from splitcore.errors import LatentbedError
-from splitcore.frame import Frame, FrameId
+from adversary.session import Outcome
+from splitcore.frame import Frame
 from splitcore.journal import Journal, Row
 from splitcore.threat import ThreatModel
 from splitcore.wire import oip
@@ -34,8 +30,6 @@ DEADLINE_SHARE = 0.8
 MAX_REMEMBERED = 20_000
 """outcomes kept for clients that send a frame again"""
 
-SpaceOf = Callable[[Frame], Space]
-
 
 class Attacker:
     """The addon that attacks. Lives on the relay's event loop; sessions run in the campaign's thread."""
@@ -43,35 +37,31 @@ class Attacker:
     kind: Kind = "forwarded"
 
     def __init__(
-        self, attack: Attack, threat: ThreatModel, campaign: Campaign, space_of: SpaceOf, sessions: Journal, *,
+        self, attack: Attack, threat: ThreatModel, engine: Engine, sessions: Journal, *,
         seed: int, order: Order = "overtake", share: float = 1.0, max_held: int = 256, max_held_bytes: int = 64 << 20
     ) -> None:  # fmt: skip
         self.order: Order = order
         self.counts: Counter[str] = Counter()
         """frames held now and in all, sessions by reason, queries"""
-        self._attack, self._threat = attack, threat
-        self._campaign, self._space_of, self._sessions = campaign, space_of, sessions
+        self.attack, self._threat = attack, threat
+        self.engine, self._sessions = engine, sessions
         self._seed, self._share = seed, share
         self._max_held, self._max_held_bytes = max_held, max_held_bytes
         self._held = self._held_bytes = 0
+        self._unended: dict[str, int] = {}
         self._outcomes: OrderedDict[str, asyncio.Future[Outcome]] = OrderedDict()
         self._loop = asyncio.get_running_loop()
 
     def recall(self, sessions: Iterable[Row], spent: Mapping[str, int]) -> None:
         """What an earlier process came to in this run: its outcomes hold, and the queries it asked stay asked.
 
-        `spent`: queries by frame, as the ledger has them. A session that died with its process is not begun again: its frame
-        goes on as it came, because a second one would have a second budget.
+        `spent`: queries by frame, as the ledgers have them. A session that its process did not end goes on from the record
+        when its frame comes again; one whose frame never comes is told at the end.
         """
         for row in sessions:
             fields = {**row, "payload": None if row["payload"] is None else bytes.fromhex(row["payload"])}
             self._recalled(Outcome(**fields))
-        for frame, queries in spent.items():
-            if frame not in self._outcomes:
-                died = Outcome(frame=frame, attack=self._attack.kind, point=self._threat.point, reason="error")
-                died.queries, died.error = queries, "its session died with the adversary's process"
-                self._tell(died)
-                self._recalled(died)
+        self._unended = {frame: queries for frame, queries in spent.items() if frame not in self._outcomes}
 
     def _recalled(self, outcome: Outcome) -> None:
         future: asyncio.Future[Outcome] = self._loop.create_future()
@@ -85,17 +75,17 @@ class Attacker:
         known = self._outcomes.get(frame.id)
         if known is not None:
             return self._hold(message, size, known)
-        if self._share < 1 and self._rng(frame, 1).random() >= self._share:
+        if self._share < 1 and stream(self._seed, frame.id, 1).random() >= self._share:
             return Forward(message, "passed", size)
         if self._held >= self._max_held or self._held_bytes + size > self._max_held_bytes:
-            full = Outcome(frame=frame.id, attack=self._attack.kind, point=self._threat.point, reason="full")
+            full = Outcome(frame=frame.id, attack=self.attack.kind, point=self._threat.point, reason="full")
             self._tell(full)
             self._recalled(full)
             return Forward(message, "full", size)
         outcome: asyncio.Future[Outcome] = self._loop.create_future()
         self._remember(frame.id, outcome)
         self._count(outcome, size)
-        self._begin(frame, outcome, self._rng(frame, 0))
+        self._begin(frame, outcome)
         return self._hold(message, size, outcome)
 
     def _count(self, outcome: asyncio.Future[Outcome], size: int) -> None:
@@ -110,29 +100,17 @@ class Attacker:
 
         outcome.add_done_callback(ended)
 
-    def _rng(self, frame: Frame, use: int) -> np.random.Generator:
-        """Streams of the frame's own, from the seed and its place in the client's sequence: company changes nothing."""
-        try:
-            place = FrameId.parse(frame.id).sequence
-        except LatentbedError:
-            place = int.from_bytes(frame.id.encode()[:32], "little")
-        return np.random.default_rng([self._seed, place, use])
-
-    def _begin(self, frame: Frame, outcome: asyncio.Future[Outcome], rng: np.random.Generator) -> None:
-        deadline = self._deadline(frame)
-
-        def make() -> Session:
-            return Session(frame.id, self._space_of(frame), self._attack, self._threat, rng=rng, deadline=deadline)
+    def _begin(self, frame: Frame, outcome: asyncio.Future[Outcome]) -> None:
+        self._unended.pop(frame.id, None)
+        arrived = time.monotonic()
 
         def done(result: Outcome) -> None:
+            result.held_ms = (time.monotonic() - arrived) * 1e3
+            if result.reason == "error":
+                log.warning("%s: %s", frame.id, result.error)
             self._loop.call_soon_threadsafe(self._settle, outcome, result)
 
-        def refused(error: Exception) -> None:
-            log.warning("%s is not attacked: %s", frame.id, error)
-            done(Outcome(frame=frame.id, attack=self._attack.kind, point=self._threat.point, reason="error",
-                         error=f"{type(error).__name__}: {error}"))  # fmt: skip
-
-        self._campaign.submit_made(make, done, refused)
+        self.engine.submit(Job(frame, self._deadline(frame)), done)
 
     def _deadline(self, frame: Frame) -> float:
         """Monotonic seconds at which the frame must go on."""
@@ -179,5 +157,9 @@ class Attacker:
     async def close(self) -> None:
         """Ends the campaign: what is held goes on as it came."""
         # its thread may be in the middle of a round; the outcomes that it hands over are settled before this returns
-        await asyncio.to_thread(self._campaign.close)
+        await asyncio.to_thread(self.engine.close)
+        for frame, queries in self._unended.items():
+            died = Outcome(frame=frame, attack=self.attack.kind, point=self._threat.point, reason="error", queries=queries)
+            died.error = "its session died with the adversary's process, and its frame never came again"
+            self._tell(died)
         self._sessions.close()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from adversary.ledger import Kind
 from adversary.relay import Forward, Order
-from splitcore.frame import Frame
-from splitcore.journal import Journal
+from splitcore.frame import Frame, Reply
+from splitcore.journal import Journal, Row
 
 
 class Pass:
@@ -24,20 +24,37 @@ class Pass:
 
 
 class Recorder:
-    """Writes what passes to `path`: id, codec, shape and the payloads in hexadecimal."""
+    """Writes what passes to `path`, both ways, and keeps nothing in memory.
+
+    A row `sent` has id, attempt, codec, shape and the payloads in hexadecimal; a row `answered` has id, attempt and what the
+    server said: `labels` [k], `scores` [k, classes] where it gave them, or an `error`. docs/semantics.md, Recordings.
+    """
 
     kind: Kind = "clean"
     order: Order = "overtake"
 
     def __init__(self, path: Path) -> None:
         self._journal = Journal(path)
+        self._open = True
 
     def request(self, frame: Frame, message: bytes) -> Forward:
         payloads = [bytes(payload).hex() for payload in frame.payloads]
-        self._journal.append(
-            {"id": frame.id, "attempt": frame.attempt, "codec": frame.codec, "shape": frame.shape, "payloads": payloads}
-        )
+        row = {"event": "sent", "id": frame.id, "attempt": frame.attempt, "codec": frame.codec, "shape": frame.shape}
+        self._journal.append({**row, "payloads": payloads})
         return Forward(message, "recorded", sum(map(len, frame.payloads)))
 
+    def reply(self, frame: Frame, reply: Reply) -> None:
+        if not self._open:
+            return  # the answer to a frame that passed before the behaviour changed
+        row: Row = {"event": "answered", "id": frame.id, "attempt": frame.attempt}
+        if reply.error is not None:
+            row["error"] = reply.error
+        if reply.labels is not None:
+            row["labels"] = reply.labels
+        if reply.scores is not None:
+            row["scores"] = reply.scores
+        self._journal.append(row)
+
     async def close(self) -> None:
+        self._open = False
         self._journal.close()

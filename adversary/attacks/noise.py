@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic.dataclasses import dataclass
 
-from adversary.attacks.base import Search
-from adversary.space import Space
+from adversary.attacks.base import Case, Search
 from splitcore.codec.base import STRICT
 from splitcore.latent import F32
-from splitcore.threat import Ball, Feedback, Norm
+from splitcore.threat import Feedback, Norm
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -23,7 +21,7 @@ class Noise:
 
     kind: Literal["noise"] = "noise"
 
-    def perturb(self, z: F32, *, ball: Ball, space: Space, budget: int, rng: np.random.Generator) -> Search:
+    def perturb(self, z: F32, case: Case) -> Search:
         yield from ()
-        sample: F32 = ball.sample(rng, 1)[0]
+        sample: F32 = case.ball.sample(case.rng, 1)[0]
         return sample

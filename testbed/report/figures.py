@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from testbed.report.format import eps, interval, number, share
+from testbed.report.format import eps, interval, milliseconds, number, share
 from testbed.report.model import Attack, Rate, Report
 from testbed.report.svg import STAND_IN, inline, style
 
@@ -40,13 +40,14 @@ def dashes(attacks: Sequence[Attack]) -> dict[str, str]:
 
 
 def threat(attack: Attack) -> str:
-    """wire · ℓ∞ ≤ 0.5 std · scores · 1,000 queries."""
+    """wire · ℓ∞ ≤ 0.5 std · scores · ≤ 1,000 queries, 400 ms."""
     parts = [
         attack.point or "",
         "" if attack.eps is None else eps(attack),
         attack.feedback if attack.feedback != "none" else "",
     ]
-    parts.append(f"≤ {number(attack.budget)} queries" if attack.budget and attack.feedback != "none" else "no queries")
+    within = f", {milliseconds(attack.hold_deadline_ms)}" if attack.hold_deadline_ms is not None else ""
+    parts.append(f"≤ {number(attack.budget)} queries{within}" if attack.budget and attack.feedback != "none" else "no queries")
     return " · ".join(part for part in parts if part)
 
 
@@ -112,7 +113,7 @@ def curves(report: Report, *, wide: bool) -> str:
         axes.minorticks_off()
         axes.set_title("frames that came back wrong")
         if wide:
-            for at, (_, name, ink) in zip(_apart([end for end, *_ in sorted(labels)], 6.5), sorted(labels), strict=True):
+            for at, (_, name, ink) in zip(apart([end for end, *_ in sorted(labels)], 6.5), sorted(labels), strict=True):
                 axes.annotate(name, (1.012, at), xycoords=("axes fraction", "data"), color=ink, va="center", fontsize=9.5)
         elif labels:
             figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9, handlelength=2)
@@ -171,7 +172,7 @@ def _label(axes: Axes, x: float, y: float, name: str, what: str, align: str) -> 
     axes.text(x, y + 0.06, what, ha=align, va="top", transform=where, fontsize=8, color=STAND_IN["muted"])
 
 
-def _apart(values: Sequence[float], gap: float) -> list[float]:
+def apart(values: Sequence[float], gap: float) -> list[float]:
     """The same order, at least `gap` from one another, as near as may be: labels at the ends of lines."""
     placed = np.asarray(values, float)
     for _ in range(200):

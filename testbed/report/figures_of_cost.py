@@ -33,7 +33,7 @@ STAGE_NAMES = {stage: stage.replace("_", " ") for stage in STAGE_INKS} | {"netwo
 def waterfall(report: Report, *, wide: bool) -> str:
     """Medians of the stages along time, one bar a pass; what the adversary adds by holding stands on a scale of its own."""
     rows: list[tuple[str, Stages]] = [("clean", report.latency_ms.clean)]
-    rows += [(attack.name, attack.latency_ms) for attack in report.attacks]
+    rows += [(attack.name, attack.latency_held_ms or attack.latency_ms) for attack in report.attacks]
     rows = [(name, stages) for name, stages in rows if stages["total"].p50 is not None]
     if not rows:
         return ""

@@ -10,7 +10,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from testbed.report import figures, figures_of_cost, format
+from testbed.report import figures, figures_of_cost, figures_of_time, format
 from testbed.report.measure import Measured
 from testbed.report.model import Attack, Rate, Report
 from testbed.report.stages import STAGES
@@ -31,6 +31,7 @@ def page(report: Report, passes: Sequence[Measured]) -> str:
         strongest=strongest(report),
         noise=next((attack for attack in report.attacks if attack.baseline and attack.eps is not None), None),
         stages=STAGES,
+        by_name={attack.name: attack for attack in report.attacks},
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         figures={name: _both(draw) for name, draw in _figures(report, passes).items()},
         threat=figures.threat,
@@ -54,6 +55,8 @@ def _figures(report: Report, passes: Sequence[Measured]) -> dict[str, Any]:
         "headline": lambda wide: figures.headline(report, wide=wide),
         "curves": lambda wide: figures.curves(report, wide=wide),
         "phases": lambda wide: figures.phases(report, wide=wide),
+        "holds": lambda wide: figures_of_time.holds(report, wide=wide),
+        "clients": lambda wide: figures_of_time.clients(report, wide=wide),
         "waterfall": lambda wide: figures_of_cost.waterfall(report, wide=wide),
         "distribution": lambda wide: figures_of_cost.distribution(report, passes, wide=wide),
         "wire": lambda wide: figures_of_cost.wire(report, wide=wide),
@@ -61,8 +64,9 @@ def _figures(report: Report, passes: Sequence[Measured]) -> dict[str, Any]:
 
 
 def _both(draw: Any) -> Markup:
-    """The wide drawing and the narrow one; the page's width says which is seen."""
-    return Markup(f'<div class="wide">{draw(True)}</div><div class="narrow">{draw(False)}</div>')
+    """The wide drawing and the narrow one; the page's width says which is seen. Empty where there is nothing to draw."""
+    drawn = draw(True)
+    return Markup(f'<div class="wide">{drawn}</div><div class="narrow">{draw(False)}</div>' if drawn else "")
 
 
 def _yaml(value: Any) -> str:

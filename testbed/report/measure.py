@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from splitcore.artefact import Artefact
-from testbed.report import stages
+from testbed.report import live, stages
 from testbed.report.agreement import Unsplit, clean_of
 from testbed.report.model import (
     ArtefactSummary,
@@ -27,11 +27,12 @@ from testbed.report.model import (
     PassSummary,
     Queries,
     Report,
+    Stages,
     Telemetry,
 )
 from testbed.report.read import Pass, Run
 from testbed.report.reconcile import SHOWN, queries_of, reconcile
-from testbed.report.statistics import median, rate_of, success_over_queries
+from testbed.report.statistics import median, percentiles, rate_of, success_over
 from testbed.report.success import accuracy, reference_of, success_of
 
 BASELINES = ("noise", "record")
@@ -59,7 +60,7 @@ def report_of(run: Run, passes: Sequence[Measured], artefact: Artefact | None, m
     notes = [missing_artefact] if missing_artefact else []
     attacks = [_attack(m, run, clocks) for m in passes if m.of.info.kind == "attack"]
     notes += [
-        f"{attack.name}: no clean pass went through {attack.codec}, so nothing says which of its frames count"
+        f"{attack.name}: no clean pass of its samples went through {attack.codec}, so nothing says which of its frames count"
         for attack in attacks
         if attack.reference is None
     ]
@@ -76,6 +77,8 @@ def report_of(run: Run, passes: Sequence[Measured], artefact: Artefact | None, m
         ),
         clean=clean_of(run.passes, unsplit, notes),
         attacks=attacks,
+        hold=live.families(attacks),
+        client=[live.client_side(m.of) for m in (*clean[:1], *(m for m in passes if m.of.info.kind == "attack"))],
         latency_ms=Latency(
             clean=stages.summary((t for m in clean[:1] for t in m.stages_ns.values()), clocks),
             attacked=stages.summary((t for m in holding for t in m.stages_ns.values()), clocks),
@@ -121,6 +124,7 @@ def _attack(m: Measured, run: Run, clocks: Clocks) -> Attack:
     p, info = m.of, m.of.info
     reference = reference_of(p, run.passes)
     success = success_of(p, reference)
+    held = live.held_of(p, success)
     queries = queries_of(p.ledger)
     phases: Counter[str] = Counter()
     for entry in queries:
@@ -137,13 +141,21 @@ def _attack(m: Measured, run: Run, clocks: Clocks) -> Attack:
         baseline=kind in BASELINES,
         parameters=parameters,
         **info.model_dump(include={"point", "norm", "eps", "eps_unit", "eps_absolute", "feedback", "budget", "codec", "order"}),
+        **info.model_dump(include={"hold_deadline_ms", "share"}),
         reference=reference.name if reference else None,
         asr=success.asr,
         asr_raw=success.raw,
         asr_claimed=success.claimed,
         claimed_minus_measured=difference,
         accuracy=accuracy(p.frames),
-        curve=success_over_queries(success.needed, success.asr.n, info.budget if queries else None),
+        curve=success_over(success.needed, success.asr.n, info.budget if queries else None),
+        asr_held=held.asr,
+        asr_in_time=live.in_time(p, success),
+        hold_curve=live.hold_curve(held, info.hold_deadline_ms),
+        hold_ms=percentiles(live.holds_ms(p)),
+        held_at_once=live.held_at_once(p, run.spans),
+        hold_to_success_ms=percentiles(held.to_success_ms),
+        within=live.within(held, info.budget if queries else None, info.hold_deadline_ms),
         queries=Queries(
             total=sum(entry.rows for entry in queries),
             median_of_successes=median(
@@ -155,9 +167,16 @@ def _attack(m: Measured, run: Run, clocks: Clocks) -> Attack:
         wall_s=info.wall_s,
         frames=_frames(p),
         distance=median(s.distance for s in p.sessions if s.frame in success.fooled and s.distance is not None),
+        distance_sent=median(s.distance for s in p.sessions if s.distance is not None),
         latency_ms=stages.summary(m.stages_ns.values(), clocks),
+        latency_held_ms=_held_alone(m, clocks),
         bytes=_bytes(p),
     )
+
+
+def _held_alone(m: Measured, clocks: Clocks) -> Stages | None:
+    held = [t for frame, t in m.stages_ns.items() if live.is_held(m.of, frame)]
+    return stages.summary(held, clocks) if 0 < len(held) < len(m.stages_ns) else None
 
 
 def _frames(p: Pass) -> FrameCounts:

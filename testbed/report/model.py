@@ -100,6 +100,20 @@ class AttackBytes(Strict):
     queries_total: int
 
 
+class Within(Strict):
+    """How many held frames would have fallen within a budget and a hold, read off one pass in which both were larger.
+
+    Derived, not measured: the other frames were held as long as they were, so the server was as busy as it was.
+    """
+
+    budgets: list[int]
+    deadlines_ms: list[float]
+    counts: list[list[int]]
+    """[budget][deadline]: frames that came back wrong, their first success within both"""
+    n: int
+    """held frames that count, the denominator of `asr_held`"""
+
+
 class Attack(Strict):
     """One attacked pass."""
 
@@ -132,10 +146,29 @@ class Attack(Strict):
     """successes that the adversary's sessions claim, over the denominator of `asr`"""
     claimed_minus_measured: float | None
     """`asr_claimed` - `asr`"""
+    asr_held: Rate
+    """wrong labels over the frames of `asr` that the adversary held"""
+    asr_in_time: Rate | None
+    """wrong labels that came back within the frame's deadline, over the denominator of `asr`; null where frames have none"""
     accuracy: Rate
     """right labels over the answered frames of this pass"""
     curve: list[tuple[int, float]]
     """(queries, share of the denominator of `asr` that came back wrong after at most so many queries), a step function"""
+    hold_deadline_ms: float | None
+    """how long a frame may be held at most; null: as long as its own deadline allows, or without end"""
+    share: float | None
+    """of the frames that are attacked; the others pass"""
+    hold_curve: list[tuple[float, float]]
+    """(ms from a frame's arrival at the adversary, share of the denominator of `asr_held` that came back wrong and whose first
+    success was there by then), a step function. Derived from this pass, as `within`"""
+    hold_ms: Percentiles
+    """from a held frame's arrival at the adversary to the end of its session, successful or not"""
+    held_at_once: int | None
+    """the most frames that were held at one moment, by the spans; null without them"""
+    hold_to_success_ms: Percentiles
+    """from a frame's arrival at the adversary to its first success, over the frames of `asr_held` that came back wrong"""
+    within: Within | None
+    """null where nothing was asked"""
     queries: Queries
     requests: int
     """RPCs of the adversary's own; one may carry many queries"""
@@ -143,9 +176,51 @@ class Attack(Strict):
     frames: FrameCounts
     distance: float | None
     """median distance of the successes from the original, in the norm and the values of the point of attack"""
+    distance_sent: float | None
+    """likewise, of all that was sent on in place of an original: for blind attacks also what turned nothing"""
     order: str | None
     latency_ms: Stages
+    latency_held_ms: Stages | None
+    """of the held frames alone; null where all were held, or none"""
     bytes: AttackBytes
+
+
+class Delay(Strict):
+    """Latency at the client, from its own log: scheduled arrival to answer, over answered frames."""
+
+    total_ms: Percentiles
+    late: Rate | None
+    """answered after their deadline; null where frames have none"""
+
+
+class ClientSide(Strict):
+    """What a pass was to the client."""
+
+    name: str
+    """of the pass"""
+    order: str | None
+    """overtake: frames pass those that are held; keep: they wait behind them. Null without an attack"""
+    hold_deadline_ms: float | None
+    all: Delay
+    held: Delay | None
+    """frames that the adversary held; null where there are none, as `not_held`"""
+    not_held: Delay | None
+
+
+class HoldPoint(Strict):
+    name: str
+    """of the pass"""
+    hold_deadline_ms: float | None
+    asr_held: Rate
+    asr_in_time: Rate | None
+
+
+class HoldFamily(Strict):
+    """Passes that differ in their hold deadline alone, by deadline: what was measured, beside the curve that was derived."""
+
+    curve_of: str
+    """the pass whose `hold_curve` is meant: that with the longest deadline"""
+    points: list[HoldPoint]
 
 
 class Latency(Strict):
@@ -258,7 +333,10 @@ class Report(Strict):
     artefact: ArtefactSummary
     clean: Clean
     attacks: list[Attack]
+    hold: list[HoldFamily]
     latency_ms: Latency
+    client: list[ClientSide]
+    """the clean pass, then the attacked ones"""
     bytes_on_wire: BytesOnWire
     ledger: Ledger
     clocks: Clocks

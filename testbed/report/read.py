@@ -50,9 +50,13 @@ class PassInfo(_Line):
     feedback: str = "none"
     budget: int | None = None
     order: str | None = None
+    hold_deadline_ms: float | None = None
+    share: float | None = None
     wall_s: float
     artefact_handshake: str = ""
     device: str = ""
+    source: dict[str, Any] | None = None
+    """what the phone showed; None: a run of before this was written down"""
 
 
 class FrameLine(_Line):
@@ -91,6 +95,7 @@ class SessionLine(_Line):
     predicted: int | None = None
     reason: str
     wall_ms: float | None = None
+    held_ms: float | None = None
     requests: int = 0
 
 

@@ -53,6 +53,11 @@ class SpanIndex:
                 if name in ONCE:
                     self._once[frame][name] = t_ns + offset
 
+    def interval_ns(self, frame: str, attempt: int, first: str, last: str) -> tuple[int, int] | None:
+        """When two of a frame's timestamps were; None where one is missing."""
+        t = self._times.get((frame, attempt), {})
+        return (t[first], t[last]) if first in t and last in t else None
+
     def stages_ns(self, frame: str, attempt: int, *, relayed: bool) -> dict[str, int] | None:
         """The stages of one frame in ns; None where a node's span is missing."""
         t = {**self._once.get(frame, {}), **self._times.get((frame, attempt), {})}

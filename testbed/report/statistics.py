@@ -6,7 +6,9 @@ stays within [0, 1] and is honest at 0 and 1, where the normal approximation is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from scipy.stats import binomtest
@@ -14,6 +16,7 @@ from scipy.stats import binomtest
 from testbed.report.model import Percentiles, Rate
 
 CONFIDENCE = 0.95
+Cost = TypeVar("Cost", int, float)
 
 
 def rate(outcomes: Iterable[bool]) -> Rate:
@@ -42,14 +45,29 @@ def median(values: Iterable[float]) -> float | None:
     return float(np.median(listed)) if listed else None
 
 
-def success_over_queries(needed: Iterable[int], n: int, budget: int | None) -> list[tuple[int, float]]:
-    """The step function q -> share of n that needed at most q queries, from 0 to the budget."""
-    ordered = sorted(needed)
+def success_over(needed: Iterable[Cost], n: int, end: Cost | None) -> list[tuple[Cost, float]]:
+    """The step function c -> share of n that needed at most c (queries, or ms), from 0 to `end`."""
+    ordered: list[Cost] = sorted(needed)
     if n == 0:
         return []
-    curve: dict[int, float] = {0: 0.0}
-    for successes, queries in enumerate(ordered, start=1):
-        curve[queries] = successes / n
-    end = max([budget or 0, *ordered])
-    curve.setdefault(end, len(ordered) / n)
+    curve: dict[Cost, float] = {0: 0.0}
+    for successes, cost in enumerate(ordered, start=1):
+        curve[cost] = successes / n
+    last = max(curve)
+    curve.setdefault(last if end is None else max(end, last), len(ordered) / n)
     return sorted(curve.items())
+
+
+def rounded_steps(low: float, high: float, at_most: int = 6) -> list[float]:
+    """Up to `at_most` numbers from about `low` to `high`, which is the last: 1, 2, 5, 10, ... between them."""
+    if high <= 0:
+        return []
+    steps: list[float] = []
+    exponent = math.floor(math.log10(max(low, high / 1e5)))
+    while 10.0**exponent < high:
+        steps += [factor * 10.0**exponent for factor in (1, 2, 5)]
+        exponent += 1
+    # none within a fifth of the last: it would say the same
+    inner = [step for step in steps if low <= step < 0.8 * high]
+    kept = np.linspace(0, len(inner) - 1, min(len(inner), at_most - 1)).round().astype(int)
+    return [*(inner[i] for i in kept), high]

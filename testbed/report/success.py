@@ -33,11 +33,16 @@ class Success:
     """queries of each frame counted in `asr`, up to its first success"""
     fooled: frozenset[str]
     """ids of the frames counted in `asr`"""
+    counted: frozenset[str]
+    """ids of the frames in its denominator"""
 
 
 def reference_of(attacked: Pass, passes: Sequence[Pass]) -> Reference | None:
-    """The pass without an attack through the attacked pass's codec; one without the adversary on the way comes first."""
-    same = [p for p in passes if p.info.kind != "attack" and p.info.codec == attacked.info.codec]
+    """The pass without an attack over the same samples through the same codec; one without the adversary on the way first."""
+    same = [
+        p for p in passes
+        if p.info.kind != "attack" and p.info.codec == attacked.info.codec and p.info.source == attacked.info.source
+    ]  # fmt: skip
     if not same:
         return None
     chosen = min(same, key=lambda p: (p.info.kind != "clean", p.info.adversary))
@@ -68,8 +73,9 @@ def success_of(attacked: Pass, reference: Reference | None) -> Success:
         asr=rate_of(len(fooled), len(counted)),
         raw=rate_of(sum(_wrong(frame, truth) for frame in attacked.frames), max(attacked.info.count, len(attacked.frames))),
         claimed=rate_of(claimed, len(counted)),
-        needed=[_queries(attacked, frame.id) for frame in fooled],
+        needed=[queries_needed(attacked, frame.id) for frame in fooled],
         fooled=frozenset(frame.id for frame in fooled),
+        counted=frozenset(frame.id for frame in counted),
     )
 
 
@@ -78,7 +84,7 @@ def _wrong(frame: FrameLine, truth: dict[int, int]) -> bool:
     return frame.answered and label is not None and frame.predicted != label
 
 
-def _queries(attacked: Pass, frame: str) -> int:
+def queries_needed(attacked: Pass, frame: str) -> int:
     """Up to the first success; a frame that came back wrong without one took all the queries of its session."""
     session = attacked.session_of.get(frame)
     if session is None:

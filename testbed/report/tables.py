@@ -7,9 +7,9 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from testbed.report.format import eps, number, percent
+from testbed.report.format import eps, number, percent, share
 from testbed.report.measure import Measured
-from testbed.report.model import Rate, Report, Stages
+from testbed.report.model import Percentiles, Rate, Report, Stages
 from testbed.report.stages import ON_THE_WAY, STAGES
 
 
@@ -24,12 +24,17 @@ def attacks_csv(report: Report) -> str:
                 **_columns("asr_raw", a.asr_raw),
                 **_columns("asr_claimed", a.asr_claimed),
                 **_columns("accuracy", a.accuracy),
+                **_columns("asr_held", a.asr_held),
+                "asr_in_time": a.asr_in_time.value if a.asr_in_time else None,
+                **a.model_dump(include={"order", "hold_deadline_ms", "share"}),
+                **{f"hold_to_success_ms_{k}": v for k, v in a.hold_to_success_ms.model_dump(exclude={"hidden"}).items()},
                 "queries_total": a.queries.total,
                 "queries_median_of_successes": a.queries.median_of_successes,
                 "requests": a.requests,
                 "wall_s": a.wall_s,
                 **{f"frames_{k}": v for k, v in a.frames.model_dump(exclude={"reasons"}).items()},
                 "distance_median": a.distance,
+                "distance_sent_median": a.distance_sent,
                 **{f"bytes_{k}": v for k, v in a.bytes.model_dump().items()},
             }
         )
@@ -51,6 +56,7 @@ def frames_csv(passes: Sequence[Measured]) -> str:
                     "session_first_success": session.first_success if session else None,
                     "session_reason": session.reason if session else None,
                     "session_distance": session.distance if session else None,
+                    "session_held_ms": session.held_ms if session else None,
                 }
             )
     return _csv(rows)
@@ -108,14 +114,18 @@ def markdown(report: Report) -> str:
         f"({ledger.queries} queries, {ledger.forwarded} forwarded, {ledger.clean} clean), {ledger.lost} of them lost; "
         f"{ledger.server_rows} rows in the server's log, {ledger.disagreement_count} disagreements",
         "",
-        "| attack | point | eps | feedback | budget | ASR | claimed | queries | median to success | requests | wall s |",
-        "|---|---|---|---|--:|---|---|--:|--:|--:|--:|",
+        "| attack | point | eps | feedback | budget | ASR | claimed | distance, of all sent | queries | median to success "
+        "| requests | wall s |",
+        "|---|---|---|---|--:|---|---|--:|--:|--:|--:|--:|",
     ]
     for a in report.attacks:
         name = f"{a.name} (baseline)" if a.baseline else a.name
         cells = [name, a.point or "", eps(a), a.feedback, number(a.budget), percent(a.asr), percent(a.asr_claimed)]
+        cells += [f"{number(a.distance)}, {number(a.distance_sent)}"]
         cells += [number(a.queries.total), number(a.queries.median_of_successes), number(a.requests), f"{a.wall_s:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += _hold(report)
+    lines += _client(report)
     lines += ["", "Latency in ms, p50 / p90 / p99:", "", "| stage | clean | attacked |", "|---|--:|--:|"]
     for stage in STAGES:
         lines.append(f"| {stage} | {_three(report.latency_ms.clean, stage)} | {_three(report.latency_ms.attacked, stage)} |")
@@ -125,11 +135,57 @@ def markdown(report: Report) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _hold(report: Report) -> list[str]:
+    """Only where a pass had a deadline of its own, which somebody wanted to know about."""
+    by_name = {attack.name: attack for attack in report.attacks}
+    families = [f for f in report.hold if any(point.hold_deadline_ms is not None for point in f.points)]
+    if not families:
+        return []
+    lines = ["", "Held frames, by hold deadline; times are from a frame's arrival at the adversary to its first success:", ""]
+    lines += ["| pass | order | hold deadline, ms | held at once | ASR of held frames | ASR, in time | p50 / p90 / p99, ms |"]
+    lines += ["|---|---|--:|--:|---|---|--:|"]
+    for attack in (by_name[point.name] for family in families for point in family.points):
+        cells = [
+            attack.name,
+            attack.order or "",
+            number(attack.hold_deadline_ms),
+            number(attack.held_at_once),
+            percent(attack.asr_held),
+        ]
+        cells += [percent(attack.asr_in_time), _percentiles(attack.hold_to_success_ms)]
+        lines.append(f"| {' | '.join(cells)} |")
+    for family in families:
+        grid = by_name[family.curve_of].within
+        if grid is not None:
+            lines += ["", f"{family.curve_of}, share of its {grid.n} held frames that would have come back wrong, derived"]
+            lines += ["from this pass, within a budget and a hold:", ""]
+            lines += [f"| | {' | '.join(f'≤ {number(d)} ms' for d in grid.deadlines_ms)} |"]
+            lines += [f"|---|{'--:|' * len(grid.deadlines_ms)}"]
+            for budget, counts in zip(grid.budgets, grid.counts, strict=True):
+                lines.append(f"| ≤ {number(budget)} queries | {' | '.join(share(count / grid.n) for count in counts)} |")
+    return lines
+
+
+def _client(report: Report) -> list[str]:
+    lines = ["", "Latency at the client in ms, p50 / p90 / p99, and the share of answered frames that came late:", ""]
+    lines += ["| pass | order | held | late | not held | late |", "|---|---|--:|---|--:|---|"]
+    for side in report.client:
+        cells = [side.name, side.order or ""]
+        for delay in (side.held, side.not_held):
+            cells += ["", ""] if delay is None else [_percentiles(delay.total_ms), percent(delay.late)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def _three(stages: Stages, stage: str) -> str:
     figures = stages.get(stage)
     if figures is None or figures.p50 is None:
         return figures.hidden or "" if figures else ""
-    return " / ".join(number(value) for value in (figures.p50, figures.p90, figures.p99))
+    return _percentiles(figures)
+
+
+def _percentiles(figures: Percentiles) -> str:
+    return "–" if figures.p50 is None else " / ".join(number(value) for value in (figures.p50, figures.p90, figures.p99))
 
 
 def _columns(name: str, value: Rate) -> dict[str, Any]:

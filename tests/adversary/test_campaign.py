@@ -212,7 +212,7 @@ def test_a_ledger_that_cannot_be_written_lets_its_frames_go_and_the_campaign_liv
 
 def test_an_attack_that_asks_for_nan_ends_its_own_session(tmp_path: Path) -> None:
     class Broken(Square):
-        def perturb(self, z, *, ball, space, budget, rng):  # type: ignore[no-untyped-def]
+        def perturb(self, z, case):  # type: ignore[no-untyped-def]
             yield Ask("search", z[None] * np.float32(np.nan))
 
     tail = LinearTail(CODEC)

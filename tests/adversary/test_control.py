@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import os
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
@@ -17,15 +22,17 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from schemathesis.specs.openapi.checks import allow_header_conformance, positive_data_acceptance
 
+from adversary.session import Outcome
 from splitcore.artefact import Artefact
 from splitcore.codec import fit
 from splitcore.control import load_token
 from splitcore.frame import Frame, Reply
 from splitcore.head import Head
-from splitcore.journal import rows_of
+from splitcore.journal import read, rows_of
 from splitcore.wire import oip
 from splitcore.wire.channel import sync_channel
 from testbed.nodes import NodeError, Process
+from testbed.report.reconcile import asked_of, entries_of, reconcile, server_rows_of
 
 SQUARE = {"kind": "attack", "attack": {"kind": "square"}, "threat": {"norm": "linf", "eps": 0.5, "budget": 150}}
 
@@ -72,7 +79,7 @@ def between(digits_artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_what_it_does_changes_while_it_runs_and_only_with_the_token(between: Between) -> None:
     assert between.http.put("/behaviour", json={"kind": "pass"}).status_code == 401
     assert between.put({**SQUARE, "run": "one"}).status_code == 200
-    assert between.http.get("/behaviour").json()["attack"]["p_init"] == 0.05
+    assert between.http.get("/behaviour").json()["attack"]["kind"] == "square"
     attacked = between.infer("one/phone/0", 0)
     assert between.put({"kind": "pass"}).status_code == 200
     clean = between.infer("one/phone/1", 0)
@@ -150,7 +157,7 @@ def test_an_insider_with_the_wrong_sample_is_an_error_and_the_frame_goes_on(betw
 @pytest.mark.parametrize(
     ("behaviour", "text"),
     [
-        ({"kind": "attack", "run": "x", "attack": {"kind": "square"}, "threat": {"norm": "l2"}}, "norms linf, got l2"),
+        ({"kind": "attack", "run": "x", "attack": {"kind": "rays"}, "threat": {"norm": "l2"}}, "norms linf, got l2"),
         ({"kind": "attack", "run": "x", "attack": {"kind": "square"}, "threat": {"point": "input"}}, "expected `source`"),
         ({"kind": "attack", "run": "x", "attack": {"kind": "square", "p": 1}}, "p"),
         ({"kind": "attack", "run": "../x", "attack": {"kind": "square"}}, "run"),
@@ -227,3 +234,45 @@ def test_frames_that_are_held_when_the_behaviour_changes_go_on_and_no_more_are_h
         assert {oip.unpack_stream_reply(reply).id for reply in replies} == {frame.id for frame in frames}
     sessions = list(rows_of(between.http.get("/sessions", params={"run": run}).content.splitlines()))
     assert sorted(session["reason"] for session in sessions) == ["error"] * 5 + ["full"] * 15
+
+
+def test_an_adversary_that_was_killed_goes_on_with_its_sessions(digits_artefact: Path, tmp_path: Path) -> None:
+    """The frame comes again after SIGKILL: its session has asked no query twice, and its budget is the one it had."""
+    threat = {"norm": "l2", "eps": 1e-6, "eps_unit": "std", "budget": 6000}
+    behaviour = {"kind": "attack", "attack": {"kind": "hopskipjump"}, "threat": threat, "run": "killed", "sections": 2}
+    common = ["--artefact", str(digits_artefact)]
+    with contextlib.ExitStack() as stopping:
+        edge = Process("edge_server", tmp_path / "edge", [*common, "--device", "cpu", "--threads", "1"])
+        stopping.callback(edge.stop)
+        target = edge.wait_ready()["grpc"]
+        ledger = tmp_path / "adversary" / "queries.jsonl"
+        asked: list[int] = []
+        for life in range(3):
+            adversary = Process("adversary", tmp_path / "adversary", [*common, "--upstream", target])
+            stopping.callback(adversary.stop)
+            ready = adversary.wait_ready()
+            token = {"Authorization": f"Bearer {load_token(tmp_path / 'adversary' / 'token')}"}
+            with httpx.Client(base_url=f"http://{ready['control']}", timeout=30) as http:
+                there = Between(Artefact(digits_artefact), ready["grpc"], http, token)
+                assert there.put(behaviour).status_code == 200
+                with concurrent.futures.ThreadPoolExecutor() as threads:
+                    reply = threads.submit(there.infer, "killed/phone/0", 3, attempt=life + 1)
+                    if life < 2:
+                        more = sum(asked) + 400
+                        while sum(row.get("rows", 0) for row in read(ledger)) < more:
+                            assert not reply.done()
+                            time.sleep(0.01)
+                        os.kill(adversary.popen.pid, signal.SIGKILL)
+                        with pytest.raises(grpc.RpcError):
+                            reply.result()
+                        asked.append(400)
+                    else:
+                        assert reply.result().label == int(there.artefact.unsplit_labels[3])
+                there.put({"kind": "pass"}) if life == 2 else None
+        entries = entries_of(read(ledger))
+        log = server_rows_of(read(tmp_path / "edge" / "server.jsonl"))
+        sessions = [Outcome(**row) for row in read(tmp_path / "adversary" / "sessions" / "killed.jsonl")]
+        _, wrong = reconcile(entries, log, sessions, budget=6000)
+        assert wrong == []
+        assert [(session.reason, session.queries) for session in sessions] == [("budget", 6000)]
+        assert asked_of(entries)["killed/phone/0"] == 6000

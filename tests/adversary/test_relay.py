@@ -329,10 +329,72 @@ async def test_an_addon_that_fails_ends_the_stream_with_its_reason(path: Path3) 
     assert "a bug in the addon" in (failure.value.details() or "")
 
 
-async def test_a_recorder_keeps_a_copy_of_every_frame(path: Path3, tmp_path: Path) -> None:
+async def test_a_recorder_keeps_a_copy_of_every_frame_and_of_every_answer(path: Path3, tmp_path: Path) -> None:
     path.relay.addon = Recorder(tmp_path / "copy.jsonl")
     await replies_of(path, request("r/c/0", b"\x01\x02"), request("r/c/1", b"\x03"))
-    assert [(row["id"], row["payloads"]) for row in read(tmp_path / "copy.jsonl")] == [("r/c/0", ["0102"]), ("r/c/1", ["03"])]
+    assert await path.channel.unary_unary(oip.path(oip.INFER))(request("r/c/2", b"\x04", attempt=2))
+    rows = list(read(tmp_path / "copy.jsonl"))
+    sent = [(row["id"], row["attempt"], row["payloads"]) for row in rows if row["event"] == "sent"]
+    assert sent == [("r/c/0", 1, ["0102"]), ("r/c/1", 1, ["03"]), ("r/c/2", 2, ["04"])]
+    answered = [(row["id"], row["attempt"], row["labels"]) for row in rows if row["event"] == "answered"]
+    assert answered == [("r/c/0", 1, [2]), ("r/c/1", 1, [1]), ("r/c/2", 2, [1])]
+    assert [row["event"] for row in rows[-2:]] == ["sent", "answered"]
+
+
+async def test_a_recorder_keeps_scores_and_refusals(path: Path3, tmp_path: Path) -> None:
+    answers = {
+        "r/c/0": Reply(id="r/c/0", scores=np.array([[0.5, -1.25]], np.float32), labels=np.array([0])),
+        "r/c/1": Reply(id="r/c/1", error="RESOURCE_EXHAUSTED: the queue is full"),
+    }
+    path.server.answer = lambda message: answers[oip.unpack_request(message).id]  # type: ignore[method-assign]
+    path.relay.addon = Recorder(tmp_path / "copy.jsonl")
+    await replies_of(path, request("r/c/0"), request("r/c/1"))
+    first, second = (row for row in read(tmp_path / "copy.jsonl") if row["event"] == "answered")
+    assert (first["scores"], first["labels"]) == ([[0.5, -1.25]], [0])
+    assert (second["error"], "labels" in second) == ("RESOURCE_EXHAUSTED: the queue is full", False)
+
+
+async def test_an_addon_that_fails_at_an_answer_keeps_none_back(path: Path3, caplog: pytest.LogCaptureFixture) -> None:
+    class Deaf(Pass):
+        def reply(self, frame: Frame, reply: Reply) -> None:
+            raise ZeroDivisionError("a bug in the addon")
+
+    path.relay.addon = Deaf()
+    assert [reply.id for reply in await replies_of(path, request("r/c/0"), request("r/c/1"))] == ["r/c/0", "r/c/1"]
+    reply = await path.channel.unary_unary(oip.path(oip.INFER))(request("r/c/2"))
+    assert oip.unpack_reply(reply).label == 3
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["r/c/0", "r/c/1", "r/c/2"]
+
+
+async def test_an_answer_that_nobody_can_read_passes_a_recorder(path: Path3, tmp_path: Path) -> None:
+    async def garbage(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        return b"\xff\xff\xff"
+
+    path.server.infer = garbage  # type: ignore[method-assign]
+    path.relay.addon = Recorder(tmp_path / "copy.jsonl")
+    assert await path.channel.unary_unary(oip.path(oip.INFER))(request("r/c/0")) == b"\xff\xff\xff"
+    assert [row["event"] for row in read(tmp_path / "copy.jsonl")] == ["sent"]
+
+
+async def test_the_answer_to_a_frame_of_an_earlier_behaviour_is_not_written_to_a_closed_recording(
+    path: Path3, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    release = asyncio.Event()
+
+    async def slow(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        await release.wait()
+        return oip.pack_reply(path.server.answer(request))
+
+    path.server.infer = slow  # type: ignore[method-assign]
+    path.relay.addon = recorder = Recorder(tmp_path / "copy.jsonl")
+    asked = asyncio.ensure_future(path.channel.unary_unary(oip.path(oip.INFER))(request("r/c/0")))
+    await until(lambda: ("sent", "r/c/0", "recorded") in books(path))
+    path.relay.addon = Pass()
+    await recorder.close()
+    release.set()
+    assert oip.unpack_reply(await asked).label == 3
+    assert [row["event"] for row in read(tmp_path / "copy.jsonl")] == ["sent"]
+    assert not caplog.records
 
 
 async def test_a_stream_that_breaks_leaves_its_frames_lost(path: Path3) -> None:

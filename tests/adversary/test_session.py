@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from tails import identity, wire_spaces
 
-from adversary.attacks.base import Ask, Search
-from adversary.attacks.hopskipjump import HopSkipJump
+from adversary.attacks.base import Ask, Case, Search
 from adversary.attacks.noise import Noise
+from adversary.attacks.rays import RayS
 from adversary.session import Rows, Session
-from adversary.space import Space
 from splitcore.codec import fit
 from splitcore.errors import ScenarioError
 from splitcore.latent import F32
-from splitcore.threat import Ball, Feedback, Norm, ThreatModel
+from splitcore.threat import Feedback, Norm, ThreatModel
 
 CODEC = identity((2, 1, 1))
 
@@ -33,7 +32,7 @@ class Walk:
         self.blind = blind
         self.heard: list[list[float]] = []
 
-    def perturb(self, z: F32, *, ball: Ball, space: Space, budget: int, rng: np.random.Generator) -> Search:
+    def perturb(self, z: F32, case: Case) -> Search:
         for number, step in enumerate(self.steps):
             points = np.stack([z + np.float32(offset) for offset in step])
             answers = yield Ask(f"step {number}", points)
@@ -50,14 +49,15 @@ def begun(attack: Walk, **threat: object) -> Session:
 
 
 def answer(session: Session, *labels: int | None) -> None:
-    """Sends what is asked and answers it: label 0 with a margin of 1, another label with -1, None with nothing."""
+    """Sends what is asked and answers it: label 0 with a margin of 2, another label with -2, None with nothing."""
     session.place(session.space.snap(session.asked.points))
     session.count(session.space.encode(session.asked.points))
     assert len(session.asked.points) == len(labels)
     scores = np.zeros((len(labels), 3), np.float32)
     for row, label in enumerate(labels):
-        scores[row, label or 0] = 1.0
-    session.tell(Rows(np.array([label is not None for label in labels]), np.array([label or 0 for label in labels]), scores))
+        scores[row, label or 0] = 2.0
+    answered = np.array([label is not None for label in labels])
+    session.tell(Rows(answered, np.array([label or 0 for label in labels]), scores, np.zeros(len(labels), bool)))
 
 
 def test_the_clean_frame_is_asked_first_and_counted() -> None:
@@ -112,7 +112,7 @@ def test_a_row_without_an_answer_has_no_loss_and_is_no_success() -> None:
     session = begun(walk)
     answer(session, 0)
     answer(session, None, 0)
-    assert walk.heard == [[np.inf, 1.0]]
+    assert walk.heard == [[np.inf, 2.0]]
     assert not session.finished
 
 
@@ -122,7 +122,7 @@ def test_a_targeted_attack_wants_its_class_and_no_other() -> None:
     answer(session, 0)
     answer(session, 1, 0)
     assert not session.finished
-    assert walk.heard == [[1.0, 1.0]]
+    assert walk.heard == [[2.0, 2.0]]
     answer(session, 2)
     assert session.outcome.success
 
@@ -144,7 +144,7 @@ def test_an_answer_after_the_deadline_changes_nothing() -> None:
     session = begun(Walk([0.1]))
     session.count([b""])
     session.end("deadline")
-    session.tell(Rows(np.array([True]), np.array([1]), None))
+    session.tell(Rows(np.array([True]), np.array([1]), None, np.array([False])))
     assert (session.outcome.reason, session.outcome.success, session.outcome.queries) == ("deadline", False, 1)
 
 
@@ -160,15 +160,15 @@ def test_a_blind_attack_asks_nothing() -> None:
 
 def test_a_norm_that_an_attack_does_not_have_is_refused() -> None:
     space = wire_spaces(CODEC, np.zeros((1, 2, 1, 1), np.float32))[0]
-    with pytest.raises(ScenarioError, match="hopskipjump has norms l2, got linf"):
-        Session("f", space, HopSkipJump(), ThreatModel(norm="linf"), rng=np.random.default_rng(0))
+    with pytest.raises(ScenarioError, match="rays has norms linf, got l2"):
+        Session("f", space, RayS(), ThreatModel(norm="l2"), rng=np.random.default_rng(0))
 
 
 def test_an_attack_that_needs_scores_says_so_to_a_server_that_gives_labels() -> None:
     session = begun(Walk([0.1]))
     session.place(session.space.snap(session.asked.points))
     session.count([b""])
-    session.tell(Rows(np.array([True]), np.array([0]), None))
+    session.tell(Rows(np.array([True]), np.array([0]), None, np.array([False])))
     assert session.outcome.reason == "error"
     assert "needs scores, the server gives labels" in (session.outcome.error or "")
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from adversary.attacks import Attack
+from adversary.attacks import Attack, Pool
+from adversary.attacks.base import learns
 from adversary.campaign import Campaign
 from adversary.ledger import Ledger
 from adversary.oracle import TailOracle
+from adversary.pool import Stock
 from adversary.session import Outcome, Session
 from adversary.space import Space, WireSpace
 from splitcore.codec import Codec, fit
@@ -60,10 +62,20 @@ def wire_spaces(codec: Codec, latents: F32) -> list[Space]:
     return [WireSpace(payload, codec, codec.latent.std) for payload in codec.encode(latents)]
 
 
+def recorded(tail: LinearTail, n: int = 32, seed: int = 9) -> Stock:
+    """What a recorder would have of n frames."""
+    latents = clean_latents(tail.codec, n, seed)
+    scores = tail.scores(latents)
+    return Stock(Pool(latents, scores.argmax(axis=1), scores), wire_spaces(tail.codec, latents[:1])[0])
+
+
 def attack_all(
     tail: LinearTail, attack: Attack, threat: ThreatModel, spaces: dict[int, Space], folder: Path, **campaign: int
 ) -> dict[int, Outcome]:
-    """Outcomes by sample number, from one campaign over all of `spaces`."""
+    """Outcomes by sample number, from one campaign over all of `spaces`; a learner has its lesson first."""
+    if learns(attack):
+        stock = recorded(tail)
+        attack = attack.learn_from(stock.pool, stock.about(threat, tail.W.shape[1], 0))
     ledger = Ledger(folder / "queries.jsonl")
     running = Campaign(TailOracle(tail.answer), ledger, run="run", nonce="0", **campaign)
     outcomes: dict[int, Outcome] = {}

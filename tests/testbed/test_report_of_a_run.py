@@ -160,7 +160,7 @@ class InventedPass:
             {"frame": frame, "attack": attack["kind"], "point": attack["point"], "success": success and bool(phases),
              "queries": spent, "by_phase": by_phase, "first_success": spent if success and phases else None,
              "distance": 0.5 * float(self.rng.random()) if success else None, "label": clean, "predicted": predicted,
-             "reason": reason, "wall_ms": hold_ms, "requests": requests}
+             "reason": reason, "wall_ms": hold_ms, "held_ms": hold_ms, "requests": requests}
         )  # fmt: skip
         return int(hold_ms * MS)
 
@@ -352,6 +352,15 @@ def test_a_run_without_an_attack_still_has_its_report(tmp_path: Path) -> None:
     assert report.attacks == [] and report.ledger.clean == 20
 
 
+def test_a_run_in_which_nothing_fell_still_has_its_report(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", clean=10, attacked=5)
+    for folder in sorted(run.glob("passes/0[2-9]*")):
+        rewritten(run, f"{folder.name}/frames.jsonl", lambda row: row | {"predicted": row["label"]})
+    report = build(run)
+    assert all(attack.asr.count == 0 and attack.within is None for attack in report.attacks)
+    assert "Figure 3." in (run / "report.html").read_text() and "Figure 4." not in (run / "report.html").read_text()
+
+
 def test_the_report_file_is_the_report_and_follows_the_schema(run_dir: Path, report: Report) -> None:
     text = (run_dir / "report.json").read_text()
     assert Report.model_validate_json(text) == report
@@ -413,7 +422,7 @@ def test_the_page_is_one_file_that_loads_nothing(run_dir: Path) -> None:
     assert "http://" not in text and "https://" not in text and "@import" not in text
     assert len(page.ids) == len(set(page.ids)), "an id stands once in a page"
     assert set(page.uses) <= set(page.ids)
-    assert text.count("<svg") == 12 and "#0100" not in text, "six figures in two widths, no stand-in colour left"
+    assert text.count("<svg") == 16 and "#0100" not in text, "eight figures in two widths, no stand-in colour left"
 
 
 def test_words_from_outside_cannot_become_markup(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.report.statistics import median, percentiles, rate, rate_of, success_over_queries
+from testbed.report.statistics import median, percentiles, rate, rate_of, success_over
 
 
 def wilson(count: int, n: int) -> tuple[float, float]:
@@ -53,17 +53,17 @@ def test_the_median_of_nothing_is_none() -> None:
     assert median([1, 3, 2]) == 2
 
 
-def test_success_over_queries_steps_up_at_each_success_and_ends_at_the_budget() -> None:
-    assert success_over_queries([5, 2, 5], 4, 10) == [(0, 0.0), (2, 0.25), (5, 0.75), (10, 0.75)]
+def test_success_over_steps_up_at_each_success_and_ends_at_the_budget() -> None:
+    assert success_over([5, 2, 5], 4, 10) == [(0, 0.0), (2, 0.25), (5, 0.75), (10, 0.75)]
 
 
-def test_success_over_queries_of_an_attack_that_asks_nothing_is_there_from_the_start() -> None:
-    assert success_over_queries([0, 0], 4, None) == [(0, 0.5)]
+def test_success_over_of_an_attack_that_asks_nothing_is_there_from_the_start() -> None:
+    assert success_over([0, 0], 4, None) == [(0, 0.5)]
 
 
 @given(st.lists(st.integers(1, 50), max_size=30))
-def test_success_over_queries_never_falls_and_ends_at_the_success_rate(needed: list[int]) -> None:
-    curve = success_over_queries(needed, 30, 50)
+def test_success_over_never_falls_and_ends_at_the_success_rate(needed: list[int]) -> None:
+    curve = success_over(needed, 30, 50)
     shares = [value for _, value in curve]
     assert shares == sorted(shares) and shares[-1] == len(needed) / 30
     assert [q for q, _ in curve] == sorted({q for q, _ in curve})
