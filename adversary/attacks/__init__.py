@@ -9,20 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, Discriminator, Tag
 from pydantic_core import PydanticCustomError
 
+from adversary.attacks.bandits import Bandits
 from adversary.attacks.base import Answers, Ask, Attack, Case, Pool, Search
 from adversary.attacks.hopskipjump import HopSkipJump
+from adversary.attacks.nattack import NAttack
 from adversary.attacks.nes import NES
 from adversary.attacks.noise import Noise
 from adversary.attacks.own import OwnAttack, is_own
+from adversary.attacks.parsimonious import Parsimonious
 from adversary.attacks.rays import RayS
+from adversary.attacks.signhunter import SignHunter
+from adversary.attacks.simba import SimBA
 from adversary.attacks.square import Square
+from adversary.attacks.zoo import ZOO
 
 __all__ = ["ATTACKS", "Answers", "Ask", "Attack", "AttackConfig", "Case", "OwnAttack", "Pool", "Search"]
 
 # the baseline, those that read scores, those that read labels, those that ask nothing
 ATTACKS: tuple[type[Attack], ...] = (
     Noise,
-    NES, Square,
+    NES, NAttack, Square, SimBA, Bandits, ZOO, SignHunter, Parsimonious,
     HopSkipJump, RayS,
 )  # fmt: skip
 
