@@ -11,6 +11,9 @@ from pydantic_core import PydanticCustomError
 
 from adversary.attacks.bandits import Bandits
 from adversary.attacks.base import Answers, Ask, Attack, Case, Pool, Search
+from adversary.attacks.boundary_attack import BoundaryAttack
+from adversary.attacks.evo import EVO
+from adversary.attacks.geoda import GeoDA
 from adversary.attacks.hopskipjump import HopSkipJump
 from adversary.attacks.nattack import NAttack
 from adversary.attacks.nes import NES
@@ -18,9 +21,13 @@ from adversary.attacks.noise import Noise
 from adversary.attacks.own import OwnAttack, is_own
 from adversary.attacks.parsimonious import Parsimonious
 from adversary.attacks.rays import RayS
+from adversary.attacks.signflip import SignFlip
 from adversary.attacks.signhunter import SignHunter
+from adversary.attacks.signopt import SignOPT
 from adversary.attacks.simba import SimBA
 from adversary.attacks.square import Square
+from adversary.attacks.surfree import SurFree
+from adversary.attacks.triangle import Triangle
 from adversary.attacks.zoo import ZOO
 
 __all__ = ["ATTACKS", "Answers", "Ask", "Attack", "AttackConfig", "Case", "OwnAttack", "Pool", "Search"]
@@ -29,7 +36,7 @@ __all__ = ["ATTACKS", "Answers", "Ask", "Attack", "AttackConfig", "Case", "OwnAt
 ATTACKS: tuple[type[Attack], ...] = (
     Noise,
     NES, NAttack, Square, SimBA, Bandits, ZOO, SignHunter, Parsimonious,
-    HopSkipJump, RayS,
+    HopSkipJump, SignOPT, GeoDA, BoundaryAttack, EVO, Triangle, SurFree, RayS, SignFlip,
 )  # fmt: skip
 
 _OWN = "own"
