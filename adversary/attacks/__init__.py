@@ -27,7 +27,9 @@ from adversary.attacks.signopt import SignOPT
 from adversary.attacks.simba import SimBA
 from adversary.attacks.square import Square
 from adversary.attacks.surfree import SurFree
+from adversary.attacks.transfer import Transfer
 from adversary.attacks.triangle import Triangle
+from adversary.attacks.universal import Universal
 from adversary.attacks.zoo import ZOO
 
 __all__ = ["ATTACKS", "Answers", "Ask", "Attack", "AttackConfig", "Case", "OwnAttack", "Pool", "Search"]
@@ -37,6 +39,7 @@ ATTACKS: tuple[type[Attack], ...] = (
     Noise,
     NES, NAttack, Square, SimBA, Bandits, ZOO, SignHunter, Parsimonious,
     HopSkipJump, SignOPT, GeoDA, BoundaryAttack, EVO, Triangle, SurFree, RayS, SignFlip,
+    Universal, Transfer,
 )  # fmt: skip
 
 _OWN = "own"
