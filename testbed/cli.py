@@ -72,6 +72,45 @@ def report(run_dir: Annotated[Path, typer.Argument(help="a run directory")]) -> 
     _show(build(run_dir), run_dir)
 
 
+@app.command()
+def attacks() -> None:
+    """List the attacks: what each reads of an answer, and in which norms it searches."""
+    from adversary.attacks import ATTACKS  # imported here: the other commands need no attack
+
+    table = Table(box=None, header_style="bold")
+    for column in ("kind", "reads", "norms", "what it does"):
+        table.add_column(column)
+    reads = {"scores": "scores", "label": "label", "none": "nothing"}
+    for attack in ATTACKS:
+        module = sys.modules[attack.__module__]
+        title = (module.__doc__ or "").partition("\n")[0].partition(": ")
+        table.add_row(str(attack.kind), reads[attack.feedback], ", ".join(attack.norms), title[2] or title[0])
+    console.print(table)
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="a study, as scenarios/study-*.yaml")],
+    out: Annotated[
+        Path | None, typer.Option(help="where NAME.md, NAME.json and NAME.png are written; default RUNS/studies/NAME")
+    ] = None,
+    runs: Runs = Path("runs"),
+    data_dir: DataDir = None,
+    device: Annotated[str, typer.Option(help="of the edge: auto, cpu or cuda")] = "auto",
+    only: Annotated[str, typer.Option(help="measure the cells alone whose title has this in it, as: 'input square linf'")] = "",
+    fresh: Annotated[bool, typer.Option("--fresh", help="forget what was measured before")] = False,
+    tables_only: Annotated[bool, typer.Option("--tables-only", help="measure nothing, write what there is")] = False,
+) -> None:
+    """Measure a grid of attacks, points of attack, codecs and eps; a study that was cut off goes on with what is missing."""
+    # imported here: the other commands need no attack
+    from testbed.study.command import study as run_study
+
+    run_study(
+        file, out, runs, console, lambda recipe, artefact: _train(recipe, artefact, data_dir, device, if_missing=True),
+        device=device, only=only, fresh=fresh, tables_only=tables_only,
+    )  # fmt: skip
+
+
 def _train(recipe: Path, out: Path, data_dir: Path | None, device: str, *, if_missing: bool) -> None:
     """In a process of its own: the testbed itself needs no torch."""
     command = [sys.executable, "-m", "splitcore.nn", str(recipe), "--out", str(out), "--device", device]
@@ -122,12 +161,12 @@ def _show(report: Report, folder: Path) -> None:
     for column in ("attack", "threat", "success end to end", "of", "queries a frame", "held, ms"):
         table.add_column(column, justify="left" if column in ("attack", "threat") else "right")
     for attack in report.attacks:
-        hold = attack.latency_ms.get("hold") if attack.latency_ms else None
         threat = "listens only" if attack.eps is None else f"{attack.point} {attack.norm} {attack.eps:g} {attack.eps_unit}"
         asr, held = attack.asr, attack.frames.held
         table.add_row(
             attack.name, threat, f"{_share(asr.value)} [{_share(asr.low)}, {_share(asr.high)}]", str(asr.n),
-            f"{attack.queries.total / held:.0f}" if held else "-", f"{hold.p50:.0f}" if hold else "-",
+            f"{attack.queries.total / held:.0f}" if held else "-",
+            "-" if attack.hold_ms.p50 is None else f"{attack.hold_ms.p50:.0f}",
         )  # fmt: skip
     console.print(table)
     books = report.ledger
