@@ -70,7 +70,7 @@ class AttackBehaviour(_Strict):
     max_held_bytes: Annotated[int, Field(ge=1)] = 64 << 20
     max_rows: Annotated[int, Field(ge=1, le=4096)] = 256
     """rows of one query request at most"""
-    in_flight: Annotated[int, Field(ge=1, le=64)] = 4
+    in_flight: Annotated[int, Field(ge=1, le=64)] = 8
     """query requests on their way at once, of each process"""
     sections: Annotated[int, Field(ge=2, le=64)] | Literal["auto"] = "auto"
     """parts a section search cuts its interval into: 2 asks the fewest rows, more need fewer round trips; `auto` measures what

@@ -27,7 +27,7 @@ from adversary.record import Past, Piece, Record
 from adversary.session import Outcome, Session, doubtful
 from adversary.verdict import Rows, judge
 from splitcore.frame import Frame, Reply
-from splitcore.latent import F32
+from splitcore.latent import F32, all_finite
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ MAX_SILENCES, MAX_REFUSALS = 3, 20
 SILENCE = "no answer in"
 MIN_ROWS = 32
 """of a request, where so many wait: smaller ones cost the server more than they save in waiting"""
+FULL_ROWS = 96
+"""of a request from which on more rows save the server nothing: such a one waits for no company"""
 MAX_REQUEST_BYTES = 8 << 20
 """of payloads, whatever `max_rows` says: half of what a message may hold"""
 BACKOFF_S = 0.1
@@ -84,7 +86,7 @@ class Campaign:
     """Submit sessions from any thread; `done` is called from the campaign's thread with each outcome."""
 
     def __init__(
-        self, oracle: Oracle, ledger: Ledger, *, run: str, nonce: str, max_rows: int = 256, in_flight: int = 4,
+        self, oracle: Oracle, ledger: Ledger, *, run: str, nonce: str, max_rows: int = 256, in_flight: int = 8,
         model: str = "", sections: Sections = 2, timeout_s: float = 30.0,
         record: Record | None = None, past: Past | None = None,
     ) -> None:  # fmt: skip
@@ -271,8 +273,10 @@ class Campaign:
     def _dispatch(self) -> None:
         """Fills the free places among the requests in flight, with about equal shares of the rows that wait."""
         while self._ready and (free := self._in_flight - len(self._out) - len(self._waiting)) > 0:
-            waiting = sum(len(member.session.asked.points) for member in self._ready if not member.session.finished)
-            self._send_batch(min(max(-(-waiting // free), MIN_ROWS), self._max_rows))
+            self._send_batch(min(max(-(-self._waiting_rows() // free), MIN_ROWS), self._max_rows))
+
+    def _waiting_rows(self) -> int:
+        return sum(len(member.session.asked.points) for member in self._ready if not member.session.finished)
 
     def _send_batch(self, rows: int) -> None:
         """One stack of the asks of sessions that encode alike; cut into requests, so that one ask may span several."""
@@ -291,10 +295,8 @@ class Campaign:
         if not members:
             return
         asked = _stack(members)
-        # a sum is finite when all of it is; float32 sums of finite values may overflow, so a doubt is looked into
-        with np.errstate(invalid="ignore", over="ignore"):
-            total = asked.sum()
-        if not np.isfinite(total) and len(sound := self._sound(members)) < len(members):
+        if not all_finite(asked):
+            sound = self._sound(members)
             if not sound:
                 return
             members, asked = sound, _stack(sound)
@@ -410,6 +412,8 @@ class Campaign:
             self._ledger.answered(frame.id, frame.attempt)
             self._measure(request)
         self._hand_out(request, rows)
+        if self._waiting_rows() >= FULL_ROWS:
+            self._dispatch()  # the server has a place free: no need to look at the next answer before
 
     def _again(self, request: _Request, failure: Exception) -> bool:
         """Whether the request will be sent once more: the link failed, and somebody still waits for it."""

@@ -66,7 +66,7 @@ class LocalEngine:
 
     def __init__(
         self, oracle: Oracle, ledger: Ledger, attack: Attack, threat: ThreatModel, space_of: SpaceOf, *, run: str, nonce: str,
-        seed: int = 0, pool: Pool | None = None, max_rows: int = 256, in_flight: int = 4, sections: Sections = 2,
+        seed: int = 0, pool: Pool | None = None, max_rows: int = 256, in_flight: int = 8, sections: Sections = 2,
         record: Path | None = None, ended: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
         """`record`: the folder to go on from after SIGKILL; `ended`: frames that need it no more."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import mmap
 import os
 import shutil
 import struct
@@ -85,7 +86,7 @@ class Record:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._slots: dict[int, int] = {}
+        self._slots: dict[int, mmap.mmap] = {}
         self._free: list[int] = []
         self._answers = Journal(folder / "answers.jsonl")
 
@@ -116,7 +117,7 @@ class Record:
                     origin="query", model=frame.model, labels_only=frame.labels_only,
                 )  # fmt: skip
                 past.out.append((again, pieces, slot))
-                self._slots[slot] = os.open(self._folder / f"slot-{slot}", os.O_RDWR | os.O_CLOEXEC)
+                self._slots[slot] = self._mapped(slot, 0)
             else:
                 _give(pieces, Rows.none(sum(piece.count for piece in pieces), "its bytes were lost with the process"))
             for piece in pieces:
@@ -130,8 +131,6 @@ class Record:
     def keep(self, frame: Frame) -> int:
         """Before it is sent. Gives the slot, to be freed when its answer is recorded."""
         slot = self._free.pop() if self._free else next(n for n in itertools.count() if n not in self._slots)
-        if slot not in self._slots:
-            self._slots[slot] = os.open(self._folder / f"slot-{slot}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         head = orjson.dumps(
             {
                 "id": frame.id, "codec": frame.codec, "shape": frame.shape, "model": frame.model,
@@ -139,12 +138,22 @@ class Record:
             }
         )  # fmt: skip
         size = sum(map(len, frame.payloads))
-        # many pieces in one call, but no more than the kernel takes at once
-        body = frame.payloads if len(frame.payloads) < 1000 else (b"".join(frame.payloads),)
-        parts = [_HEAD.pack(_MAGIC, len(head), size), head, *body]
-        if os.pwritev(self._slots[slot], parts, 0) != _HEAD.size + len(head) + size:
-            raise OSError(f"{self._folder}: no room for a request of {size} bytes")
+        data = b"".join((_HEAD.pack(_MAGIC, len(head), size), head, *frame.payloads))
+        if slot not in self._slots or len(self._slots[slot]) < len(data):
+            self._slots[slot] = self._mapped(slot, len(data))
+        # into the page cache, which outlives the process, without a system call between two requests
+        self._slots[slot][: len(data)] = data
         return slot
+
+    def _mapped(self, slot: int, size: int) -> mmap.mmap:
+        """The slot's file in memory, at least so large. Raises OSError where the disk has no room: later would be SIGBUS."""
+        fd = os.open(self._folder / f"slot-{slot}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if (more := size - os.fstat(fd).st_size) > 0:
+                os.pwrite(fd, bytes(more), size - more)
+            return mmap.mmap(fd, 0)
+        finally:
+            os.close(fd)
 
     def answered(self, request: str, rows: Rows, slot: int) -> None:
         """Before the ledger has it, and before any session hears it."""
@@ -163,8 +172,8 @@ class Record:
     def close(self, *, forget: bool) -> None:
         """`forget`: every session has ended and has its line elsewhere; nothing is left to go on with."""
         self._answers.close()
-        for fd in self._slots.values():
-            os.close(fd)
+        for mapped in self._slots.values():
+            mapped.close()
         self._slots.clear()
         if forget:
             shutil.rmtree(self._folder)

@@ -39,7 +39,7 @@ from splitcore.threat import ThreatModel
 from testbed.nodes import Process
 
 ROOT = Path(__file__).resolve().parents[1]
-IN_FLIGHT = 4
+IN_FLIGHT = 8
 SHAPES = (64, 256)
 """rows of a request in the search for the best that the server can do"""
 

@@ -125,7 +125,7 @@ class Study(_Strict):
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     max_rows: Annotated[int, Field(ge=1, le=4096)] = 256
     """of one request, and of one batch on the edge"""
-    in_flight: Annotated[int, Field(ge=1, le=64)] = 4
+    in_flight: Annotated[int, Field(ge=1, le=64)] = 8
     limit_s: Annotated[float, Field(gt=0)] = 900.0
     """for one cell: sessions that still run then end without success, and the table says so"""
     trust: tuple[str, ...] = ()
