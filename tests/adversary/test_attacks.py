@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tails import LinearTail, attack_all, clean_latents, identity, spec, wire_spaces
+from tails import LinearTail, attack_all, clean_latents, identity, spec, taught, wire_spaces
 
 from adversary.attacks import ATTACKS, Answers, Attack, Case
 from adversary.attacks.hopskipjump import HopSkipJump
@@ -67,9 +67,10 @@ def test_a_sample_fares_alone_as_in_company(kind: type[Attack], norm: Norm, tmp_
     tail.W = np.rint(tail.W * 8).astype(np.float32)
     codec_spaces = wire_spaces(codec, clean_latents(codec, 8))
     threat = ThreatModel(norm=norm, eps=0.3, eps_unit="std", budget=200)
-    together = attack_all(tail, kind(), threat, dict(enumerate(codec_spaces)), tmp_path / "all", max_rows=37, in_flight=3)
+    attack = taught(tail, kind(), threat)
+    together = attack_all(tail, attack, threat, dict(enumerate(codec_spaces)), tmp_path / "all", max_rows=37, in_flight=3)
     for number in (0, 5):
-        alone = attack_all(tail, kind(), threat, {number: codec_spaces[number]}, tmp_path / str(number))[number]
+        alone = attack_all(tail, attack, threat, {number: codec_spaces[number]}, tmp_path / str(number))[number]
         company = together[number]
         assert (alone.queries, alone.payload, alone.by_phase) == (company.queries, company.payload, company.by_phase)
 

@@ -69,13 +69,20 @@ def recorded(tail: LinearTail, n: int = 32, seed: int = 9) -> Stock:
     return Stock(Pool(latents, scores.argmax(axis=1), scores), wire_spaces(tail.codec, latents[:1])[0])
 
 
+def taught(tail: LinearTail, attack: Attack, threat: ThreatModel) -> Attack:
+    """The attack itself, or what it learned from a recording."""
+    if not learns(attack):
+        return attack
+    stock = recorded(tail)
+    learned: Attack = attack.learn_from(stock.pool, stock.about(threat, tail.W.shape[1], 0))
+    return learned
+
+
 def attack_all(
     tail: LinearTail, attack: Attack, threat: ThreatModel, spaces: dict[int, Space], folder: Path, **campaign: int
 ) -> dict[int, Outcome]:
     """Outcomes by sample number, from one campaign over all of `spaces`; a learner has its lesson first."""
-    if learns(attack):
-        stock = recorded(tail)
-        attack = attack.learn_from(stock.pool, stock.about(threat, tail.W.shape[1], 0))
+    attack = taught(tail, attack, threat)
     ledger = Ledger(folder / "queries.jsonl")
     running = Campaign(TailOracle(tail.answer), ledger, run="run", nonce="0", **campaign)
     outcomes: dict[int, Outcome] = {}

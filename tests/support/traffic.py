@@ -64,7 +64,7 @@ class Traffic:
 
 
 @cache
-def digits(folder: Path, codec: str = "uniform8/channel", frames: int = 150) -> Traffic:
+def digits(folder: Path, codec: str = "uniform8/channel", frames: int = 80) -> Traffic:
     """Of an artefact of recipes/digits.yaml."""
     artefact = Artefact(folder)
     fitted, head = fit(codec, artefact.latent), Head(artefact)
