@@ -80,6 +80,8 @@ class Session:
         coarse = float(steps.max()) / 2 or 1e-3 * (float(np.abs(space.centre).max(initial=0)) + self.ball.eps)
         self.rounding = coarse * (1.0 if threat.norm == "linf" else float(np.sqrt(space.centre.size))) + self.ball.reach * 1e-3
         """how far rounding may take a point: half a step a coordinate, or what float16 keeps"""
+        if space.coupled:
+            self.rounding = float("inf")  # there is no bound
         self.finished = False
         self.sections = 2
         """of section searches; whoever knows what a round trip costs sets it before the first ask is told"""
@@ -127,7 +129,9 @@ class Session:
             if left.any():
                 left &= self.ball.contains(self.asked.points)
             if left.any():
-                snapped[left] = self.ball.pull_back(snapped[left], self.space.snap_towards(self.asked.points[left]))
+                nearer = self.space.snap_towards(self.asked.points[left])
+                # where coordinates are coupled, a mix of two latents that can arrive is none
+                snapped[left] = nearer if self.space.coupled else self.ball.pull_back(snapped[left], nearer)
                 distance[left] = self.ball.distance(snapped[left])
         self._arrived, self._distance = snapped, distance
 

@@ -29,6 +29,8 @@ class Space(ABC):
     """the box, broadcastable to a point; infinite where there is none"""
     scale: Scale
     codec: Codec
+    coupled = False
+    """one coordinate's change may move where others arrive, as in a block of JPEG"""
 
     @property
     def encoder(self) -> tuple[object, ...]:
@@ -79,7 +81,8 @@ class WireSpace(Space):
     """What a man in the middle has: the latent that the payload decodes to, and the codec's grid to move on."""
 
     def __init__(self, payload: bytes | memoryview, codec: Codec, std: float) -> None:
-        self.codec = codec
+        codec = self.codec = codec.as_sent(payload)
+        self.coupled = codec.coupled
         self.centre = codec.decode([payload])[0]
         self.lo, self.hi = codec.lo, codec.hi
         step = float(codec.step.max())

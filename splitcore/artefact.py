@@ -3,6 +3,7 @@
 manifest.json          names, shapes, the codec and its frozen parameters, hashes
 head.onnx              image [n, C, H, W] in [0, 1] to latent [n, *shape]; normalisation inside, batch dynamic
 tail.safetensors       weights of the tail; the manifest declares its architecture
+tail.onnx              instead of these, where the manifest's tail is `onnx`: latent [n, *shape] to logits [n, classes]
 samples.npz            held-out images uint8 and labels, so that a phone needs no data set
 unsplit_labels.npz     what the unsplit torch model says of `samples.npz`
 """
@@ -17,13 +18,22 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    model_serializer,
+)
 
 from splitcore.codec import CodecConfig, fit
+from splitcore.codec.prior import Prior
 from splitcore.errors import ArtefactError, CodecError, HandshakeError
 from splitcore.latent import LatentSpec
 
-MANIFEST, HEAD, TAIL = "manifest.json", "head.onnx", "tail.safetensors"
+MANIFEST, HEAD, TAIL, ONNX_TAIL = "manifest.json", "head.onnx", "tail.safetensors", "tail.onnx"
 SAMPLES, UNSPLIT_LABELS = "samples.npz", "unsplit_labels.npz"
 
 
@@ -35,6 +45,14 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class Tables(_Strict):
+    """Prior as JSON writes it."""
+
+    offset: tuple[int, ...]
+    cdf: tuple[tuple[int, ...], ...]
+    step: tuple[float, ...]
+
+
 class Latent(_Strict):
     """LatentSpec as JSON writes it."""
 
@@ -42,14 +60,24 @@ class Latent(_Strict):
     lo: tuple[float, ...]
     hi: tuple[float, ...]
     std: float
+    prior: Tables | None = None
 
     @property
     def spec(self) -> LatentSpec:
-        return LatentSpec(self.shape, self.lo, self.hi, self.std)
+        prior = None if self.prior is None else Prior(self.prior.offset, self.prior.cdf, self.prior.step)
+        return LatentSpec(self.shape, self.lo, self.hi, self.std, prior)
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No prior is no key, so that manifests without one keep their digest."""
+        fields: dict[str, Any] = plain(self)
+        if self.prior is None:
+            del fields["prior"]
+        return fields
 
 
 class Architecture(_Strict):
-    """A network of splitcore.nn by its name there, and the arguments that build it."""
+    """A network of splitcore.nn by its name there, and the arguments that build it; `onnx`: the graph is in tail.onnx."""
 
     net: str
     arguments: dict[str, Any] = Field(default_factory=dict)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from splitcore.errors import CodecError
+
+if TYPE_CHECKING:
+    from splitcore.codec.prior import Prior
 
 F32: TypeAlias = NDArray[np.float32]
 
@@ -23,13 +26,15 @@ class LatentSpec:
     """Shape and calibrated range of a latent.
 
     `lo` and `hi` are the per-channel ranges [C] of the calibration set, C = shape[0]; `std` is its standard deviation
-    over all elements. Codecs and attack budgets take their scales from here, so both ends agree on them.
+    over all elements. Codecs and attack budgets take their scales from here, so both ends agree on them. `prior` holds the
+    tables of the entropy coder, where one was trained.
     """
 
     shape: tuple[int, ...]
     lo: tuple[float, ...]
     hi: tuple[float, ...]
     std: float
+    prior: Prior | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.shape or any(not isinstance(n, int) or n < 1 for n in self.shape):
@@ -41,6 +46,8 @@ class LatentSpec:
         for lo, hi in zip(self.lo, self.hi, strict=True):
             if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi and max(-lo, hi) < 1e6):
                 raise CodecError(f"a channel's range is finite, below 1e6 and lo < hi, got [{lo}, {hi}]")
+        if self.prior is not None and len(self.prior.cdf) != self.channels:
+            raise CodecError(f"expected a prior of {self.channels} channels, got one of {len(self.prior.cdf)}")
         if not (math.isfinite(self.std) and self.std > 0):
             raise CodecError(f"a latent's std is positive and finite, got {self.std}")
 

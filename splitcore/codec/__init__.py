@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, TypeAlias, cast
 
 from pydantic import Field
 
 from splitcore.codec.base import Codec
+from splitcore.codec.entropy import Entropy
 from splitcore.codec.identity import Float16, Identity
-from splitcore.codec.uniform import Uniform
+from splitcore.codec.jpeg import Jpeg
+from splitcore.codec.uniform import Per, Uniform
 from splitcore.codec.zstd import ZstdCodec
 from splitcore.errors import CodecError
 from splitcore.latent import LatentSpec
 
 __all__ = ["CODECS", "Codec", "CodecConfig", "fit", "parse"]
 
-CODECS = (Identity, Float16, Uniform)
-CodecConfig: TypeAlias = Annotated[Identity | Float16 | Uniform, Field(discriminator="kind")]
+CODECS = (Identity, Float16, Uniform, Entropy, Jpeg)
+CodecConfig: TypeAlias = Annotated[Identity | Float16 | Uniform | Entropy | Jpeg, Field(discriminator="kind")]
 
-_NAME = re.compile(r"(?P<kind>identity|float16|uniform(?P<bits>[2-8])/(?P<per>tensor|channel))(?P<zstd>\+zstd)?")
+_NAME = re.compile(
+    r"entropy/(?P<prior>[0-9a-f]{8})"
+    r"|(?:(?P<float>identity|float16)|uniform(?P<bits>[1-8])/(?P<per>(?:tensor|channel)(?:/sample)?)"
+    r"|jpeg(?P<quality>[1-9]|[1-8][0-9]|9[0-5]))(?P<zstd>\+zstd)?"
+)
+_KNOWN = (
+    "expected identity, float16, uniform<1-8>/<tensor|channel>[/sample] or jpeg<1-95>, with +zstd or without, "
+    "or entropy/<hash of the prior>"
+)
 
 
 def fit(config: CodecConfig | str, latent: LatentSpec) -> Codec:
@@ -34,15 +44,12 @@ def parse(name: str) -> CodecConfig:
     """The configuration that a canonical name stands for. Raises CodecError."""
     match = _NAME.fullmatch(name)
     if match is None:
-        raise CodecError(
-            f"unknown codec {name[:64]!r}: expected identity, float16 or uniform<2-8>/<tensor|channel>, with +zstd or without"
-        )
+        raise CodecError(f"unknown codec {name[:64]!r}: {_KNOWN}")
     zstd = match["zstd"] is not None
-    match match["kind"]:
-        case "identity":
-            return Identity(zstd=zstd)
-        case "float16":
-            return Float16(zstd=zstd)
-        case _:
-            per: Literal["channel", "tensor"] = "channel" if match["per"] == "channel" else "tensor"
-            return Uniform(bits=int(match["bits"]), per=per, zstd=zstd)
+    if match["prior"]:
+        return Entropy(prior=match["prior"])
+    if match["float"]:
+        return Identity(zstd=zstd) if match["float"] == "identity" else Float16(zstd=zstd)
+    if match["quality"]:
+        return Jpeg(quality=int(match["quality"]), zstd=zstd)
+    return Uniform(bits=int(match["bits"]), per=cast(Per, match["per"]), zstd=zstd)

@@ -14,7 +14,12 @@ STRICT = ConfigDict(extra="forbid")
 
 
 class Codec(ABC):
-    """A codec with its frozen parameters. Encoding what was decoded gives the same latent: snap∘snap = snap."""
+    """A codec with its frozen parameters. Encoding what arrived gives the same latent: snap∘snap = snap.
+
+    That is said of what `encode` wrote. A payload by other hands decodes to a valid latent or is refused, and where its
+    latent could not have come from `encode` (a range that nobody measured, a JPEG that is no fixed point), encoding it again
+    may move it.
+    """
 
     name: str
     """canonical name; it travels in every frame, and `splitcore.codec.fit` gives the codec back from it"""
@@ -26,7 +31,12 @@ class Codec(ABC):
     spacing: float = 0.0
     """distance between neighbouring floats that can arrive, as a fraction of their size; 0 where `step` says it, or nearly"""
     step: F32
-    """distance between neighbouring values that can arrive, likewise; 0 where the grid is that of floats"""
+    """distance between neighbouring values that can arrive, likewise; 0 where the grid is that of floats. Where each payload
+    brings a grid of its own, what the calibrated ranges would make it: a scale, and `as_sent` has the grid"""
+    coupled: bool = False
+    """one coordinate's change may move where others arrive: what is put together of two snapped latents is not snapped"""
+    varies: bool = False
+    """payloads are of different lengths, `max_payload_bytes` at most; else all have that length"""
 
     @abstractmethod
     def encode(self, latents: F32) -> list[bytes]:
@@ -43,6 +53,10 @@ class Codec(ABC):
     @abstractmethod
     def snap_towards(self, latents: F32, centre: F32) -> F32:
         """As `snap`, but rounded so that no coordinate ends farther from `centre` [*shape], itself snapped, than it was."""
+
+    def as_sent(self, payload: bytes | memoryview) -> Codec:
+        """The codec that writes on the very grid of `payload`, for whoever changes a latent on its way: mostly this one."""
+        return self
 
     @property
     @abstractmethod

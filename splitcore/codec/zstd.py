@@ -22,6 +22,7 @@ class ZstdCodec(Codec):
         self.name = f"{inner.name}+zstd"
         self.latent = inner.latent
         self.lo, self.hi, self.step, self.spacing = inner.lo, inner.hi, inner.step, inner.spacing
+        self.coupled, self.varies = inner.coupled, True
         self._size = inner.max_payload_bytes
 
     def encode(self, latents: F32) -> list[bytes]:
@@ -35,18 +36,22 @@ class ZstdCodec(Codec):
                 f"{self.name}: expected at most {MAX_ELEMENTS // self.latent.elements} latents of shape "
                 f"{self.latent.shape} at once, got {len(payloads)}: send them in several requests"
             )
-        # A decompressor is not safe to share between threads, and is cheap to make.
-        decompressor = zstandard.ZstdDecompressor(max_window_size=max(1 << 20, self._size))
+        decompressor = self._decompressor()
         return self.inner.decode([self._open(decompressor, payload) for payload in payloads])
+
+    def _decompressor(self) -> zstandard.ZstdDecompressor:
+        # not safe to share between threads, and cheap to make
+        return zstandard.ZstdDecompressor(max_window_size=max(1 << 20, self._size))
 
     def _open(self, decompressor: zstandard.ZstdDecompressor, payload: bytes | memoryview) -> bytes:
         if len(payload) > self.max_payload_bytes:
             raise CodecError(f"{self.name}: expected at most {self.max_payload_bytes} bytes, got {len(payload)}")
         try:
             declared = zstandard.frame_content_size(payload)
-            if declared != self._size:
+            # the two largest numbers stand for an error and for a frame that does not say
+            if declared != self._size and not (self.inner.varies and 0 < declared < self._size):
                 raise CodecError(f"{self.name}: expected a frame of {self._size} bytes, got one that says {declared}")
-            return decompressor.decompress(payload, max_output_size=self._size, allow_extra_data=False)
+            return decompressor.decompress(payload, max_output_size=declared, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise CodecError(f"{self.name}: not a Zstandard frame as this codec writes it: {error}") from error
 
@@ -55,6 +60,10 @@ class ZstdCodec(Codec):
 
     def snap_towards(self, latents: F32, centre: F32) -> F32:
         return self.inner.snap_towards(latents, centre)
+
+    def as_sent(self, payload: bytes | memoryview) -> Codec:
+        inner = self.inner.as_sent(self._open(self._decompressor(), payload))
+        return self if inner is self.inner else ZstdCodec(inner)
 
     @property
     def max_payload_bytes(self) -> int:

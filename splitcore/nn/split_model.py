@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -42,8 +44,7 @@ class SplitModel(nn.Module):
 
     def freeze(self, latent: LatentSpec) -> None:
         """Fixes the ranges at the cut; the model is for evaluation from now on."""
-        self._latent = latent
-        self.bottleneck.freeze(latent)
+        self._latent = self.bottleneck.freeze(latent)
         self.eval()
 
 
@@ -56,13 +57,18 @@ def calibrate(head: nn.Module, images: Tensor, *, batch: int = 64) -> LatentSpec
     was_training = head.training
     head.eval()
     device = next(head.parameters()).device
+    latent = measure(head(as_unit(part.to(device))).cpu() for part in torch.split(images, batch))
+    head.train(was_training)
+    return latent
+
+
+def measure(parts: Iterable[Tensor]) -> LatentSpec:
+    """Shape, range and spread of latents [k, *shape], part by part: those of a whole data set may be larger than memory."""
     lo: Tensor | None = None
     hi: Tensor | None = None
     n, total, squares = 0, 0.0, 0.0
     shape: tuple[int, ...] = ()
-    # part by part: the latents of a whole data set may be larger than memory
-    for part in torch.split(images, batch):
-        latents = head(as_unit(part.to(device))).cpu()
+    for latents in parts:
         shape = tuple(latents.shape[1:])
         spatial = [0, *range(2, latents.ndim)]
         least, most = latents.amin(spatial), latents.amax(spatial)
@@ -71,7 +77,6 @@ def calibrate(head: nn.Module, images: Tensor, *, batch: int = 64) -> LatentSpec
         n += exact.numel()
         total += float(exact.sum())
         squares += float(exact.square().sum())
-    head.train(was_training)
     assert lo is not None and hi is not None, "expected images to calibrate with"
     variance = max(squares - total * total / n, 0.0) / max(n - 1, 1)
     return _spec(shape, lo.numpy().astype(np.float64), hi.numpy().astype(np.float64), variance**0.5)

@@ -116,7 +116,7 @@ def _fit(model: SplitModel, recipe: Recipe, images: Tensor, labels: Tensor, *, p
             for rows in torch.split(shuffled, recipe.batch)[:steps]:
                 x = augment(images[rows], recipe.augment, order)
                 pixels = as_unit(x).contiguous(memory_format=torch.channels_last)
-                loss: Tensor = criterion(model(pixels), labels[rows])
+                loss: Tensor = criterion(model(pixels), labels[rows]) + model.bottleneck.penalty()
                 optimiser.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 optimiser.step()

@@ -31,6 +31,8 @@ def test_float16_writes_little_endian_half_floats() -> None:
 
 # Codes of b bits in a row, first code in the highest bits, zero bits at the end.
 UNIFORM = [
+    # 10110011 | 1 0000000
+    (1, [1, 0, 1, 1, 0, 0, 1, 1, 1], "b3 80"),
     # 00 01 10 11 | 11 000000
     (2, [0, 1, 2, 3, 3], "1b c0"),
     # 000 001 01|0 011 100 1|01 110 111 | 101 00000
@@ -65,6 +67,20 @@ def test_uniform_per_channel_takes_each_channels_own_range() -> None:
     # channel 0: [0, 3], step 1; channel 1: [-3, 0], step 1; 2 bits: 01 10 | 00 11
     codec = fit("uniform2/channel", LatentSpec((2, 2), (0.0, -3.0), (3.0, 0.0), 1.0))
     assert codec.encode(np.array([[[1, 2], [-3, 0]]], np.float32)) == [bytes([0b01100011])]
+
+
+def test_uniform_of_a_samples_own_range_writes_it_before_the_codes() -> None:
+    spec = LatentSpec((2, 2), (-1.0, 0.0), (1.0, 9.0), 1.0)
+    latent = np.array([[[1, 4], [-2.5, 0.15625]]], np.float32)
+    codec = fit("uniform4/channel/sample", spec)
+    # lo = 1, -2.5; hi = 4, 0.15625; codes 0 15 | 0 15
+    golden = bytes.fromhex("0000803f 000020c0 00008040 0000203e 0f0f")
+    assert codec.encode(latent) == [golden] and (codec.decode([golden]) == latent).all()
+    codec = fit("uniform1/tensor/sample", spec)
+    # lo = -2.5, hi = 4: 1 1 0 0 | 0000
+    golden = bytes.fromhex("000020c0 00008040 c0")
+    assert codec.encode(latent) == [golden]
+    assert codec.decode([golden]).tolist() == [[[4, 4], [-2.5, -2.5]]]
 
 
 def test_zstd_reads_a_frame_made_by_hand() -> None:

@@ -8,16 +8,22 @@ from pydantic import Field
 
 from splitcore.nn.bottleneck.base import Bottleneck
 from splitcore.nn.bottleneck.cast import Float16Bottleneck, IdentityBottleneck
+from splitcore.nn.bottleneck.entropy import EntropyBottleneck
+from splitcore.nn.bottleneck.jpeg import JpegBottleneck
 from splitcore.nn.bottleneck.uniform import UniformBottleneck
 
 __all__ = [
     "BOTTLENECKS",
     "Bottleneck",
     "BottleneckConfig",
+    "EntropyBottleneck",
     "Float16Bottleneck",
     "IdentityBottleneck",
+    "JpegBottleneck",
     "UniformBottleneck",
 ]
 
-BOTTLENECKS = (IdentityBottleneck, Float16Bottleneck, UniformBottleneck)
-BottleneckConfig: TypeAlias = Annotated[IdentityBottleneck | Float16Bottleneck | UniformBottleneck, Field(discriminator="kind")]
+BOTTLENECKS = (IdentityBottleneck, Float16Bottleneck, UniformBottleneck, EntropyBottleneck, JpegBottleneck)
+BottleneckConfig: TypeAlias = Annotated[
+    IdentityBottleneck | Float16Bottleneck | UniformBottleneck | EntropyBottleneck | JpegBottleneck, Field(discriminator="kind")
+]

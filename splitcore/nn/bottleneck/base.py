@@ -17,9 +17,16 @@ class Bottleneck(nn.Module, ABC):
     def codec_config(self) -> CodecConfig:
         """The numpy codec that computes the same."""
 
+    def penalty(self) -> Tensor | float:
+        """What training pays for the last forward pass besides the objective's loss."""
+        return 0.0
+
     @abstractmethod
-    def freeze(self, latent: LatentSpec) -> None:
-        """From now on with the ranges of `latent`, not those of the batch."""
+    def freeze(self, latent: LatentSpec) -> LatentSpec:
+        """From now on with the ranges of `latent`, not those of the batch.
+
+        What belongs into the manifest: `latent`, with the tables that the codec needs besides where it needs some.
+        """
 
 
 def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:

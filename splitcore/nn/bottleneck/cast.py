@@ -47,8 +47,9 @@ class Pass(Bottleneck):
     def codec_config(self) -> CodecConfig:
         return self._codec
 
-    def freeze(self, latent: LatentSpec) -> None:
+    def freeze(self, latent: LatentSpec) -> LatentSpec:
         """Knows no range."""
+        return latent
 
     def forward(self, z: Tensor) -> Tensor:
         return z
@@ -62,8 +63,9 @@ class HalfPrecision(Bottleneck):
     def codec_config(self) -> CodecConfig:
         return self._codec
 
-    def freeze(self, latent: LatentSpec) -> None:
+    def freeze(self, latent: LatentSpec) -> LatentSpec:
         """The range is float16's own."""
+        return latent
 
     def forward(self, z: Tensor) -> Tensor:
         largest = torch.finfo(torch.float16).max
