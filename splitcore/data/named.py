@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from splitcore.data import cifar10, mnist
+from splitcore.data import cifar10, imagenet, mnist
 from splitcore.data.dataset import Dataset, Split
 from splitcore.data.digits import digits
 from splitcore.errors import DataError
 
-DatasetName: TypeAlias = Literal["digits", "mnist", "fashion-mnist", "cifar10"]
+DatasetName: TypeAlias = Literal["digits", "mnist", "fashion-mnist", "cifar10", "imagenet"]
 DATASETS: tuple[DatasetName, ...] = get_args(DatasetName)
 
 
@@ -38,4 +38,6 @@ def load(
             return mnist.load(published, split, folder, mirrors=published.mirrors if download else (), progress=progress)
         case "cifar10":
             return cifar10.load(split, folder, urls=cifar10.MIRRORS if download else (), progress=progress)
+        case "imagenet":
+            return imagenet.load(split, folder, progress=progress)
     raise DataError(f"expected a data set of {', '.join(DATASETS)}, got {name!r}")

@@ -21,9 +21,11 @@ from splitcore.nn.net import NetConfig
 class Pretrained:
     """Weights of the whole network, head and tail, in one file."""
 
-    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*\.safetensors$")]
-    """relative to the data folder"""
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*\.(safetensors|pth?)$")]
+    """relative to the data folder; safetensors, or a state dict that torch saved"""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """whence, where the file is not there"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -79,7 +79,7 @@ def test_an_absent_set_says_what_to_put_where(name: str, tmp_path: Path) -> None
 
 def test_an_unknown_name_or_split_is_refused() -> None:
     with pytest.raises(DataError, match="expected a data set of digits"):
-        load("imagenet", "test")  # type: ignore[arg-type]
+        load("svhn", "test")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="train or test"):
         load("digits", "validation")  # type: ignore[arg-type]
 

@@ -177,7 +177,7 @@ def test_a_recipe_is_trained_or_pretrained_and_not_both() -> None:
     for change in ({"epochs": 3}, {"pretrained": None}):
         with pytest.raises(ValueError, match="either `epochs` from 1 or `pretrained`"):
             dataclasses.replace(recipe, **change)  # type: ignore[arg-type]
-    for file in ("/etc/x.safetensors", "../x.safetensors", "a/../x.safetensors", "x.pth"):
+    for file in ("/etc/x.safetensors", "../x.safetensors", "a/../x.safetensors", "x.pkl"):
         with pytest.raises(ValueError, match="file"):
             Pretrained(file=file, sha256="0" * 64)
 

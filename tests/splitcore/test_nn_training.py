@@ -112,8 +112,8 @@ def test_augmentation_moves_and_mirrors_but_invents_no_pixel() -> None:
 
 
 @pytest.mark.parametrize("change", [
-    {"epoch": 3}, {"epochs": 0}, {"lr": 0}, {"net": {"kind": "vgg"}}, {"dataset": "imagenet"}, {"name": "../x"},
-    {"net": {"kind": "small_conv", "latent_channels": 1 << 20}}, {"bottleneck": {"kind": "uniform", "bits": 1}},
+    {"epoch": 3}, {"epochs": 0}, {"lr": 0}, {"net": {"kind": "alexnet"}}, {"dataset": "svhn"}, {"name": "../x"},
+    {"net": {"kind": "small_conv", "latent_channels": 1 << 20}}, {"bottleneck": {"kind": "uniform", "bits": 9}},
 ])  # fmt: skip
 def test_a_recipe_with_an_unknown_key_or_value_is_refused_by_name(change: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"

@@ -19,12 +19,10 @@ from torch.nn import functional
 
 from splitcore.codec.base import STRICT
 from splitcore.errors import ScenarioError
-from splitcore.nn.net.normalise import Normalise
+from splitcore.nn.net.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
 WIDTHS = (16, 32, 64)
 SIDE = 32
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, with which the published weights were trained"""
 _LATENTS = {"stage1": (16, 32, 32), "stage2": (32, 16, 16)}
 
 
@@ -41,6 +39,15 @@ class CifarResNet:
     @property
     def cut_at(self) -> str:
         return f"after {self.cut}, after ReLU"
+
+    @property
+    def channels(self) -> int:
+        """of the latent"""
+        return _LATENTS[self.cut][0]
+
+    def pixels(self, mean: Sequence[float], std: Sequence[float]) -> Normalise:
+        """ImageNet's, whatever the data: the weights were trained with it."""
+        return Normalise(IMAGENET_MEAN, IMAGENET_STD)
 
     def head(self, input_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]) -> nn.Module:
         """Images [k, 3, 32, 32] in [0, 1] to latents [k, *latent_shape]; `mean` and `std` of the data are not used."""
@@ -75,7 +82,7 @@ class CifarResNet:
 class CifarResNetHead(nn.Module):
     def __init__(self, blocks: int, stages: int) -> None:
         super().__init__()
-        self.normalise = Normalise(MEAN, STD)
+        self.normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
         self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.layer1 = _stage(WIDTHS[0], WIDTHS[0], blocks)

@@ -36,10 +36,19 @@ class LeNet:
     def cut_at(self) -> str:
         return "after conv1 and its pooling"
 
+    @property
+    def channels(self) -> int:
+        """of the latent"""
+        return LATENT[0]
+
+    def pixels(self, mean: Sequence[float], std: Sequence[float]) -> Normalise:
+        """The head's normalisation for data of `mean` and `std` [C]."""
+        return Normalise(mean, std)
+
     def head(self, input_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]) -> nn.Module:
         """Images [k, C, H, W] in [0, 1] to latents [k, 6, 14, 14]; `mean` and `std` [C] normalise the images."""
         self.latent_shape(input_shape)
-        return LeNetHead(input_shape[0], Normalise(mean, std), resize=input_shape[1:] != (SIDE, SIDE))
+        return LeNetHead(input_shape[0], self.pixels(mean, std), resize=input_shape[1:] != (SIDE, SIDE))
 
     def tail(self, latent_shape: tuple[int, ...], classes: int) -> nn.Module:
         """Latents [k, 6, 14, 14] to logits [k, classes]."""

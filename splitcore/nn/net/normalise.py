@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""of red, green and blue; published weights were trained with them, those for CIFAR-10 too"""
+
 
 class Normalise(nn.Module):
     """(x - mean) / std, channel by channel."""
