@@ -141,6 +141,7 @@ def distances(book: Book, server: Server) -> None:
     from foolbox.attacks import HopSkipJumpAttack
 
     hsj = attack(server, HopSkipJump(), threat(server, "l2", NEVER, 6000), sections="auto")
+    small = attack(server, HopSkipJump(initial_probes=60), threat(server, "l2", NEVER, 6000), sections="auto")
     sign = attack(server, SignOPT(), threat(server, "l2", NEVER, 6000), sections="auto")
     quiet = {"verbose": False}
     art_hsj = rivals.art(server, "HopSkipJump(20, 1000)", lambda c: ArtHopSkipJump(
@@ -155,8 +156,10 @@ def distances(book: Book, server: Server) -> None:
         f"{server.name}: wall time to the same median distance, loopback",
         [
             _ours(f"hopskipjump, {hsj.sections} sections", hsj),
+            _ours("hopskipjump from 60 probes", small),
             _ours(f"sign-opt, {sign.sections} sections", sign),
             _theirs(art_hsj, faster(book, server, hsj, art_hsj, 8, "hopskipjump")),
+            _theirs(art_hsj, faster(book, server, small, art_hsj, None, "hopskipjump from 60 probes")),
             _theirs(art_sign, faster(book, server, sign, art_sign, 40, "sign-opt")),
             _theirs(art_boundary, faster(book, server, hsj, art_boundary, None, "hopskipjump")),
             _theirs(fb_hsj, faster(book, server, hsj, fb_hsj, None, "hopskipjump")),

@@ -22,6 +22,7 @@ from edge_server.batcher import Batcher
 from edge_server.control import edge_app
 from edge_server.log import ServerLog
 from edge_server.metrics import Metrics
+from edge_server.onnx_tail import OnnxTail
 from edge_server.queue import BatchSettings
 from edge_server.service import InferenceService
 from edge_server.tail import Tail, default_threads
@@ -85,13 +86,12 @@ class EdgeServer:
         telemetry = Telemetry(config.node, config.telemetry)
         rim.callback(telemetry.close)
         threads = config.threads or default_threads()
-        tail = Tail(
-            artefact,
-            device=config.device,
-            threads=threads,
-            max_batch_size=config.batching.max_batch_size,
-            trusted=config.trust,
-        )
+        size = config.batching.max_batch_size
+        tail: Tail | OnnxTail
+        if artefact.manifest.tail.net == "onnx":
+            tail = OnnxTail(artefact, device=config.device, threads=threads, max_batch_size=size)
+        else:
+            tail = Tail(artefact, device=config.device, threads=threads, max_batch_size=size, trusted=config.trust)
         computer = BatchComputer(
             tail,
             log,

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
-import numpy as np
 import torch
 
+from edge_server.warm_up import warm_up
 from splitcore.artefact import Artefact
-from splitcore.errors import ArtefactError
 from splitcore.latent import F32
 from splitcore.nn.tail import load_tail
-
-WARM_UP_ROWS = 8
 
 
 def pick_device(name: str) -> torch.device:
@@ -66,10 +63,4 @@ class Tail:
 
     def warm_up(self) -> None:
         """First runs allocate, choose kernels and start threads. Raises ArtefactError for a wrong shape of logits."""
-        shape, classes = self._artefact.latent.shape, len(self._artefact.manifest.classes)
-        for k in (1, min(WARM_UP_ROWS, len(self._view))):
-            got = self(np.zeros((k, *shape), np.float32)).shape
-            if got != (k, classes):
-                raise ArtefactError(
-                    f"artefact {self._artefact.manifest.name}: expected logits [{k}, {classes}] from the tail, got {list(got)}"
-                )
+        warm_up(self, self._artefact, len(self._view))

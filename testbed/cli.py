@@ -66,6 +66,15 @@ def train(
     _train(recipe, out or runs / "artefacts" / recipe.stem, data_dir, device, if_missing=False)
 
 
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}, add_help_option=False
+)
+def split(context: typer.Context) -> None:
+    """List where any network (ONNX, torch.export, a torch module) can be cut, and cut it: `latentbed split --help`."""
+    # in a process of its own: the testbed itself needs no torch
+    raise typer.Exit(subprocess.run([sys.executable, "-m", "splitcore.nn.split", *context.args], check=False).returncode)
+
+
 @app.command()
 def report(run_dir: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
     """Build a run's report again."""

@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ from torch import nn
 
 from splitcore import artefact as artefacts
 from splitcore.artefact import HEAD, MANIFEST, SAMPLES, TAIL, UNSPLIT_LABELS, Architecture, Artefact, Latent, Manifest
+from splitcore.codec import CodecConfig
 from splitcore.data import Dataset
 from splitcore.errors import ArtefactError
 from splitcore.head import Head
+from splitcore.latent import LatentSpec
 from splitcore.nn.bottleneck import Bottleneck
 from splitcore.nn.recipe import Recipe
 from splitcore.nn.split_model import SplitModel, as_unit, calibrate
@@ -127,18 +129,34 @@ def _write(
     model: SplitModel, dataset: Dataset, folder: Path, *, name: str, approach: str, cut: str, tail: Architecture,
     made_with: dict[str, str | int | float],
 ) -> Artefact:  # fmt: skip
-    """The old manifest goes first and the new one comes last, so that a folder with a manifest is whole even when the
-    process is killed in between (renaming a folder would not do: in a container it is a mount point).
-    """
     model = model.cpu().eval()
-    images, labels = dataset.images[:MAX_SAMPLES], dataset.labels[:MAX_SAMPLES]
-    unsplit = unsplit_labels(model, images)
-    with _workshop(folder / ".export") as fresh:
+
+    def put(fresh: Path) -> None:
         write_onnx(model.head, dataset.shape, fresh / HEAD)
         # save_file would leave it readable by its owner alone, and the edge may be another user; clones, since weights may be
         # tied and safetensors wants each in memory of its own
         weights = {key: value.contiguous().clone() for key, value in model.tail.state_dict().items()}
         (fresh / TAIL).write_bytes(save(weights))
+
+    return write_halves(
+        put, dataset, folder, unsplit=unsplit_labels(model, dataset.images[:MAX_SAMPLES]), latent=model.latent,
+        codec=model.bottleneck.codec_config(), name=name, approach=approach, cut=cut, tail=tail,
+        made_with={**made_with, "opset": OPSET, "torch": str(torch.__version__)},
+    )  # fmt: skip
+
+
+def write_halves(
+    put: Callable[[Path], None], dataset: Dataset, folder: Path, *, unsplit: NDArray[np.int64], latent: LatentSpec,
+    codec: CodecConfig, name: str, approach: str, cut: str, tail: Architecture, made_with: dict[str, str | int | float],
+) -> Artefact:  # fmt: skip
+    """An artefact in `folder`; `put` writes its two halves, `unsplit` are the whole network's labels of the samples.
+
+    The old manifest goes first and the new one comes last, so that a folder with a manifest is whole even when the process is
+    killed in between (renaming a folder would not do: in a container it is a mount point).
+    """
+    images, labels = dataset.images[:MAX_SAMPLES], dataset.labels[:MAX_SAMPLES]
+    with _workshop(folder / ".export") as fresh:
+        put(fresh)
         np.savez_compressed(fresh / SAMPLES, images=images, labels=labels)
         np.savez_compressed(fresh / UNSPLIT_LABELS, labels=unsplit)
         files = {path.name: artefacts.sha256(path) for path in sorted(fresh.iterdir())}
@@ -151,19 +169,14 @@ def _write(
         cut=cut,
         input_shape=dataset.shape,
         preprocessing="uint8 / 255",
-        latent=Latent(**dataclasses.asdict(model.latent)),
-        codec=model.bottleneck.codec_config(),
+        latent=Latent(**dataclasses.asdict(latent)),
+        codec=codec,
         classes=dataset.classes,
         tail=tail,
         dataset=dataset.name,
         accuracy=float(np.mean(unsplit == labels)),
         files=files,
-        made_with={
-            **made_with,
-            "opset": OPSET,
-            "torch": str(torch.__version__),
-            "onnxruntime": str(onnxruntime.__version__),
-        },
+        made_with={**made_with, "onnxruntime": str(onnxruntime.__version__)},
     )
     return artefacts.write(folder, manifest)
 
@@ -191,7 +204,7 @@ def write_onnx(head: nn.Module, input_shape: tuple[int, int, int], path: Path) -
     """`image` float32 [batch, C, H, W] in [0, 1] to `latent` [batch, *shape], any batch size, one file."""
     # torch.export fixes a dimension of size 1, so the example batch is 2
     example = torch.zeros(2, *input_shape)
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             head,
             (example,),
@@ -213,7 +226,7 @@ def write_onnx(head: nn.Module, input_shape: tuple[int, int, int], path: Path) -
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter speaks through print, warnings and loggers of its own; errors still rise."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)

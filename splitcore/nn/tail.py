@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from splitcore.artefact import TAIL, Architecture, Artefact
+from splitcore.artefact import ONNX_TAIL, TAIL, Architecture, Artefact
 from splitcore.errors import ArtefactError, ScenarioError
 from splitcore.nn.net import NetConfig
 from splitcore.trust import own_code
@@ -33,6 +33,8 @@ def load_tail(artefact: Artefact | Path, device: torch.device | str = "cpu", tru
         artefact = Artefact(artefact)
     manifest = artefact.manifest
     try:
+        if manifest.tail.net == "onnx":
+            raise ArtefactError(f"expected a tail in torch, got one in {ONNX_TAIL}: it has no torch module")
         if ":" in manifest.tail.net:
             tail = build_own(manifest.tail, trusted)
         else:
