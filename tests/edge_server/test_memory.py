@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -31,4 +32,7 @@ async def test_refused_frames_leave_nothing_behind(process: Process) -> None:
     before = resident_bytes(process.pid())
     await peer.ask(frames(60))
     await peer.channel.close()
-    assert resident_bytes(process.pid()) - before < 100 * MIB
+    # what gRPC holds of a closed connection goes a little later
+    async with asyncio.timeout(20):
+        while resident_bytes(process.pid()) - before >= 100 * MIB:
+            await asyncio.sleep(0.1)
