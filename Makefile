@@ -1,7 +1,7 @@
 # latentbed. `make` lists what there is; nothing has to be set up before.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-parity check format proto up up-direct down test-compose test-gpu bench clean
+.PHONY: help demo test test-long test-parity check format proto up up-direct down test-compose test-gpu bench clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -33,8 +33,11 @@ help: ## this list
 demo: $(READY) ## the whole way: train, three processes, clean and attacked passes, a report in runs/latest
 	@$(BIN)/latentbed demo
 
-test: $(READY) ## the tests, without containers, GPU and other libraries
-	@$(BIN)/python -m pytest -q -m "not compose and not gpu and not parity"
+test: $(READY) ## the tests, but the long ones and those with containers, GPU or other libraries
+	@$(BIN)/python -m pytest -q --durations=15 -m "not compose and not gpu and not parity and not long"
+
+test-long: $(READY) ## the tests that take long: killed processes, whole studies, what is learned from traffic
+	@$(BIN)/python -m pytest -q -m "long and not compose and not gpu and not parity"
 
 test-parity: $(VENV)/.parity ## our attacks beside those of ART, foolbox and torchattacks, which this installs
 	@$(BIN)/python -m pytest -q -m parity tests/parity

@@ -28,8 +28,8 @@ def begin(state: Path) -> None:
 def keep_memory() -> None:
     """Freed memory stays with the process, in pieces of up to 4 MiB.
 
-    glibc gives every stack of latents back at once, and fresh pages cost more than the arithmetic on them (measured: 9.4 us a row
-    to quantise 1,176 elements with it, 1.6 without). Elsewhere nothing happens.
+    glibc gives every stack of latents back at once, and fresh pages cost more than the arithmetic on them (measured: 9.4 us a
+    row to quantise 1,176 elements with it, 1.6 without). Elsewhere nothing happens.
     """
     if sys.platform != "linux":
         return

@@ -153,6 +153,7 @@ def test_another_artefact_fails_the_pass_at_once_and_names_both_sides(
     assert phone.popen.wait(20) == 7
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("end", "link"), [("kill", None), ("drain", "lan")])
 def test_an_edge_that_is_killed_or_drained_and_started_again_leaves_exactly_one_line_an_id(
     digits_artefact: Path, tmp_path: Path, start_process: Any, end: str, link: str | None

@@ -35,6 +35,7 @@ class Swapped:
 '''
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_what_was_recorded_is_learned_from_and_used_without_a_query(digits_artefact: Path, tmp_path: Path) -> None:
     (tmp_path / "swap.py").write_text(OWN)

@@ -77,6 +77,7 @@ def test_a_scenario_runs_to_its_report_and_the_books_agree(digits_artefact: Path
     assert report["telemetry"]["full"] == report["telemetry"]["frames"] == 24 * 7
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_a_run_that_was_cut_off_is_resumed_and_whole_passes_stay(digits_artefact: Path, tmp_path: Path) -> None:
     scenario = load_scenario(scenario_file(tmp_path, digits_artefact, frames=8))
@@ -93,6 +94,7 @@ def test_a_run_that_was_cut_off_is_resumed_and_whole_passes_stay(digits_artefact
     assert build(folder, digits_artefact).ledger.agrees
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_an_edge_that_is_killed_under_attack_leaves_one_line_a_frame_and_books_that_agree(
     digits_artefact: Path, tmp_path: Path
@@ -142,6 +144,7 @@ def test_an_edge_that_is_killed_under_attack_leaves_one_line_a_frame_and_books_t
             process.stop()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_an_adversary_that_is_killed_starts_no_second_session_for_a_frame(digits_artefact: Path, tmp_path: Path) -> None:
     token_file = tmp_path / "token"

@@ -88,6 +88,7 @@ def test_a_shipped_study_is_valid_and_its_recipes_are_there(path: Path) -> None:
     assert {cell.place.name for cell in every} == {place.name for place in study.places}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_study_measures_every_cell_once_goes_on_where_it_was_cut_off_and_writes_its_tables(
     digits_artefact: Path, tmp_path: Path
@@ -157,6 +158,7 @@ def test_a_study_measures_every_cell_once_goes_on_where_it_was_cut_off_and_write
     assert f"1 cells, {len(rows) - 1} more are not measured yet" in (tmp_path / "out" / "small.md").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_every_attack_there_is_can_be_studied_in_every_norm_on_the_wire(digits_artefact: Path, tmp_path: Path) -> None:
     study = Study.model_validate(

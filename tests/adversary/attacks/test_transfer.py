@@ -137,6 +137,7 @@ def test_a_surrogate_agrees_with_the_tail_that_it_was_trained_after(digits_artef
         assert said.items() >= {"rows_recorded": 500, "rows_with_scores": soft, "rows_asked": 0, "held_out": 50}.items()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("norm", "eps", "codec"), [("linf", 0.8, "uniform8/channel"), ("l2", 0.5, "uniform4/channel")])
 def test_what_fools_the_surrogate_fools_a_tail_that_was_never_asked(
     norm: Norm, eps: float, codec: str, digits_artefact: Path

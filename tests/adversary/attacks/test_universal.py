@@ -108,6 +108,7 @@ def test_what_is_learned_is_a_function_of_seed_and_pool_alone_and_says_what_it_c
     assert np.array_equal(pickle.loads(pickle.dumps(first)).v, first.v)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("norm", "eps", "codec"), [("linf", 1.2, "uniform4/channel"), ("l2", 1.0, "uniform8/channel")])
 def test_through_a_surrogate_it_beats_noise_on_a_tail_that_was_never_asked(
     norm: Norm, eps: float, codec: str, digits_artefact: Path
