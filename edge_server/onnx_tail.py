@@ -11,9 +11,9 @@ from edge_server.warm_up import warm_up
 from splitcore.artefact import ONNX_TAIL, Artefact
 from splitcore.errors import ArtefactError
 from splitcore.latent import F32
+from splitcore.onnx_session import CPU, CUDA, open_session
 
-_ERRORS_ONLY = 3
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_PROVIDERS = {"cpu": CPU, "cuda": CUDA}
 
 
 class OnnxTail:
@@ -24,22 +24,14 @@ class OnnxTail:
         self._max_batch_size = max_batch_size
         available = ort.get_available_providers()
         if device == "auto":
-            device = "cuda" if _PROVIDERS["cuda"] in available else "cpu"
+            device = "cuda" if CUDA in available else "cpu"
         if _PROVIDERS.get(device) not in available:
             raise ValueError(
                 f"expected a --device of {sorted(name for name in _PROVIDERS if _PROVIDERS[name] in available)} for a tail in "
                 f"ONNX, got {device!r}: this ONNX Runtime {ort.__version__} has no other provider (onnxruntime-gpu has cuda)"
             )
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = _ERRORS_ONLY
         path = artefact.path(ONNX_TAIL)
-        try:
-            self._session = ort.InferenceSession(path, options, providers=[_PROVIDERS[device]])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise ArtefactError(f"{path} is no network that this ONNX Runtime {ort.__version__} can run: {error}") from error
+        self._session = open_session(path, path, ArtefactError, threads=threads, provider=_PROVIDERS[device])
         inputs = [(node.name, node.shape[1:]) for node in self._session.get_inputs()]
         if inputs != [("latent", list(artefact.latent.shape))]:
             raise ArtefactError(f"{path}: expected latents {list(artefact.latent.shape)}, got {inputs}: export it again")
@@ -48,7 +40,7 @@ class OnnxTail:
     def device(self) -> str:
         """`cpu onnxruntime` or `cuda onnxruntime`."""
         used = self._session.get_providers()[0]
-        return f"{'cuda' if used == _PROVIDERS['cuda'] else 'cpu'} onnxruntime"
+        return f"{'cuda' if used == CUDA else 'cpu'} onnxruntime"
 
     def __call__(self, latents: F32) -> F32:
         return cast(F32, self._session.run(["logits"], {"latent": np.ascontiguousarray(latents)})[0])

@@ -1,7 +1,4 @@
-"""The phone's half: head.onnx in ONNX Runtime on the CPU. No torch.
-
-Threads are set, and ONNX Runtime's workers do not spin while idle: codec and network thread want the same cores.
-"""
+"""The phone's half: head.onnx in ONNX Runtime on the CPU. No torch."""
 
 from __future__ import annotations
 
@@ -9,14 +6,12 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from splitcore.artefact import HEAD, Artefact
 from splitcore.errors import ArtefactError
 from splitcore.latent import F32
-
-_ERRORS_ONLY = 3
+from splitcore.onnx_session import open_session
 
 
 class Head:
@@ -27,15 +22,7 @@ class Head:
         self.input_shape = self.artefact.manifest.input_shape
         self.latent = self.artefact.latent
         path = self.artefact.path(HEAD)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = _ERRORS_ONLY
-        try:
-            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise ArtefactError(f"{path} is no network that this ONNX Runtime {ort.__version__} can run: {error}") from error
+        self._session = open_session(path, path, ArtefactError, threads=threads)
         self._check_graph(path)
 
     def _check_graph(self, path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
@@ -23,6 +22,7 @@ from splitcore.nn.export import MAX_SAMPLES, write_halves
 from splitcore.nn.split.graph import FIXED_BATCH, Cut, Graph
 from splitcore.nn.split.halves import head_of, tail_of, whole_of
 from splitcore.nn.split_model import measure
+from splitcore.onnx_session import open_session
 
 ROWS = 64
 CALIBRATION = 2000
@@ -56,26 +56,19 @@ def split(
     return write_halves(
         put, samples, folder, unsplit=unsplit.argmax(axis=1), latent=measure([torch.from_numpy(ranges)]), codec=codec,
         name=name, approach="split", cut=cut.name, tail=Architecture(net="onnx"),
-        made_with={"model": graph.what, "onnx": str(onnx.__version__)},
+        made_with={"model": Path(graph.what).name, "onnx": str(onnx.__version__)},
     )  # fmt: skip
 
 
 def run(model: ModelProto, output: str, given: NDArray[Any]) -> F32:
     """Of images uint8 or latents float32 [n, ...], a few at a time. Raises ScenarioError where ONNX Runtime refuses."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
     name = model.graph.input[0].name
-    try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise ScenarioError(
-            f"ONNX Runtime {ort.__version__} does not take the network from {name} to {output}: {error}"
-        ) from error
+    session = open_session(model.SerializeToString(), f"what leads from {name} to {output}", ScenarioError)
     parts = [np.asarray(given[at : at + ROWS]) for at in range(0, len(given), ROWS)]
     unit = [as_unit(part) if part.dtype == np.uint8 else part for part in parts]
     try:
         return np.concatenate([cast(F32, session.run([output], {name: part})[0]) for part in unit])
-    except Exception as error:
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise ScenarioError(
             f"ONNX Runtime cannot run {name} to {output} with several images at once: {error}: {FIXED_BATCH}"
         ) from error

@@ -15,10 +15,10 @@ from functools import cached_property
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from splitcore.errors import ScenarioError
+from splitcore.onnx_session import open_session
 
 BATCH = "batch"
 BATCHES = (2, 3)
@@ -106,17 +106,11 @@ class Graph:
         del probed.graph.output[:]
         names = [self.image, *(name for node in model.graph.node for name in node.output if name)]
         probed.graph.output.extend(ValueInfoProto(name=name) for name in names)
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 4
-        try:
-            session = ort.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise ScenarioError(f"ONNX Runtime {ort.__version__} does not take {self.what}: {error}") from error
+        session = open_session(probed.SerializeToString(), self.what, ScenarioError, optimised=False)
         for batch in BATCHES:
             try:
                 tensors = session.run(names, {self.image: np.zeros((batch, *self.image_shape), np.float32)})
-            except Exception as error:
+            except Exception as error:  # ONNX Runtime's exceptions share no base class
                 raise ScenarioError(
                     f"ONNX Runtime cannot run {self.what} with {batch} images: {error}: {FIXED_BATCH}"
                 ) from error
