@@ -149,8 +149,8 @@ class Record:
         """The slot's file in memory, at least so large. Raises OSError where the disk has no room: later would be SIGBUS."""
         fd = os.open(self._folder / f"slot-{slot}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if (more := size - os.fstat(fd).st_size) > 0:
-                os.pwrite(fd, bytes(more), size - more)
+            if (more := size - os.fstat(fd).st_size) > 0 and os.pwrite(fd, bytes(more), size - more) != more:
+                raise OSError(f"{self._folder}: no room for a request of {size} bytes")
             return mmap.mmap(fd, 0)
         finally:
             os.close(fd)
