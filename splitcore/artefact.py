@@ -35,6 +35,8 @@ from splitcore.latent import LatentSpec
 
 MANIFEST, HEAD, TAIL, ONNX_TAIL = "manifest.json", "head.onnx", "tail.safetensors", "tail.onnx"
 SAMPLES, UNSPLIT_LABELS = "samples.npz", "unsplit_labels.npz"
+NAME = r"^[A-Za-z0-9_.+-]{1,64}$"
+"""of an artefact"""
 
 
 _FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}$")]
@@ -87,7 +89,7 @@ class Manifest(_Strict):
     """Everything that both ends must agree on before the first frame."""
 
     schema_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9_.+-]{1,64}$")
+    name: str = Field(pattern=NAME)
     approach: str
     """how the bottleneck was trained; `sc`: cross-entropy through it"""
     cut: str

@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
 from splitcore import document
+from splitcore.artefact import NAME
 from splitcore.codec.base import STRICT
 from splitcore.data import DatasetName
 from splitcore.nn.bottleneck import BottleneckConfig
@@ -32,7 +33,7 @@ class Pretrained:
 class Recipe:
     """Cross-entropy through the bottleneck, AdamW on a one-cycle schedule; or no training but `pretrained` weights."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]{1,64}$")]
+    name: Annotated[str, Field(pattern=NAME)]
     """the artefact's name"""
     dataset: DatasetName
     net: NetConfig

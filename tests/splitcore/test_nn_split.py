@@ -234,6 +234,24 @@ def test_a_file_is_listed_cut_and_served_with_the_labels_of_the_whole(tmp_path: 
     assert "expected --out FOLDER and --dataset" in command(str(path), "--at", "flat")
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--mean", "0.5,0.5", "expected as mean one number or one for each of 1 channels"),
+        ("--std", "0", "finite and for std above 0"),
+        ("--std", "wide", "expected numbers with commas for --std"),
+        ("--name", "my net", "expected --name of letters"),
+        ("--at", "fl", "got fl; cuts with one tensor"),
+        ("--codec", "mp3", "unknown codec"),
+    ],
+)
+def test_what_is_said_wrong_is_refused_in_words(option: str, value: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "mobile.onnx"
+    onnx.save(Mobile().model, path)
+    options = {"--at": "flat", "--out": str(tmp_path / "artefact"), "--dataset": "digits"} | {option: value}
+    assert said in command(str(path), *(part for pair in options.items() for part in pair))
+
+
 def test_a_torch_module_is_taken_by_its_import_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "somebodys_net.py").write_text(
         "from torch import nn\n\n\ndef net():\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from splitcore.artefact import NAME
 from splitcore.codec import parse
 from splitcore.data import DATASETS, load
 from splitcore.errors import LatentbedError, ScenarioError
@@ -16,7 +19,7 @@ from splitcore.nn.split import source
 from splitcore.nn.split.export import split
 from splitcore.nn.split.graph import Graph
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
 def main(
@@ -44,12 +47,16 @@ def main(
             raise ScenarioError(
                 f"expected --out FOLDER and --dataset of {', '.join(DATASETS)} to cut at {cut.name}, got {dataset!r}"
             )
+        name = name or out.resolve().name
+        if not re.fullmatch(NAME, name):
+            raise ScenarioError(f"expected --name of letters, digits and _.+- ({NAME}), got {name!r}")
         artefact = split(
-            graph, cut, out, name=name or out.name, codec=parse(codec), calibration=load(known[0], "train", data_dir),
+            graph, cut, out, name=name, codec=parse(codec), calibration=load(known[0], "train", data_dir),
             samples=load(known[0], "test", data_dir), mean=_numbers(mean, "--mean"), std=_numbers(std, "--std"),
         )  # fmt: skip
         manifest = artefact.manifest
-        console.print(f"{out}: {manifest.handshake}, latent {list(cut.shape)}, accuracy {manifest.accuracy:.2%} on its samples")
+        typer.echo(f"{out}: {manifest.handshake}, latent {list(cut.shape)}, accuracy {manifest.accuracy:.2%} on its samples")
+        typer.echo(f"attack it: `artefact: {out}` in a scenario, then latentbed run")
     except LatentbedError as error:
         typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
         raise typer.Exit(1) from error

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from splitcore.errors import ScenarioError
 from splitcore.nn.split.graph import BATCH, SIZE, Cut, Graph, inputs_of
 
 IMAGE, LATENT, LOGITS = "image", "latent", "logits"
@@ -58,6 +59,12 @@ def whole_of(graph: Graph, mean: Sequence[float], std: Sequence[float]) -> Model
 
 def _normalised(graph: Graph, mean: Sequence[float], std: Sequence[float]) -> tuple[list[NodeProto], list[TensorProto]]:
     channels = graph.image_shape[0]
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels) or not np.isfinite(values).all() or (name == "std" and min(values) <= 0):
+            raise ScenarioError(
+                f"expected as {name} one number or one for each of {channels} channels, finite and for std above 0, "
+                f"got {list(values)}"
+            )
     weights = [
         numpy_helper.from_array(
             np.broadcast_to(np.array(values, np.float32), channels).reshape(channels, 1, 1).copy(), f"{_OURS}/{name}"
