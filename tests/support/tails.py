@@ -18,7 +18,7 @@ from adversary.space import Space, WireSpace
 from splitcore.codec import Codec, fit
 from splitcore.frame import Frame, Reply
 from splitcore.latent import F32, LatentSpec
-from splitcore.threat import ThreatModel
+from splitcore.threat import Norm, ThreatModel
 
 
 def spec(shape: tuple[int, ...], bound: float = 4.0) -> LatentSpec:
@@ -44,11 +44,14 @@ class LinearTail:
         self.rows += frame.rows
         return Reply(id=frame.id, scores=scores, labels=scores.argmax(axis=1).astype(np.int64))
 
-    def l2_to_boundary(self, z: F32) -> float:
-        """The closed form: min over classes j of (f_y - f_j) / ‖w_y - w_j‖."""
+    def to_boundary(self, z: F32, norm: Norm = "l2") -> float:
+        """The closed form: min over classes j of (f_y - f_j) / ‖w_y - w_j‖, in the dual norm: ℓ1 for linf."""
+        dual = 1 if norm == "linf" else 2
         scores = self.scores(z[None])[0]
         y = int(scores.argmax())
-        gaps = [(scores[y] - scores[j]) / np.linalg.norm(self.W[:, y] - self.W[:, j]) for j in range(len(scores)) if j != y]
+        gaps = [
+            (scores[y] - scores[j]) / np.linalg.norm(self.W[:, y] - self.W[:, j], dual) for j in range(len(scores)) if j != y
+        ]
         return float(min(gaps))
 
 

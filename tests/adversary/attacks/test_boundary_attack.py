@@ -121,7 +121,7 @@ def test_it_reaches_the_closed_form_of_a_linear_tail(tmp_path: Path) -> None:
     spaces = wire_spaces(codec, latents)
     fell = 0
     for number, space in enumerate(spaces):
-        nearest = tail.l2_to_boundary(latents[number])
+        nearest = tail.to_boundary(latents[number])
         beyond = ThreatModel(norm="l2", eps=nearest * 1.1, eps_unit="absolute", budget=2000)
         within = ThreatModel(norm="l2", eps=nearest * 0.995, eps_unit="absolute", budget=300)
         fell += attack_all(tail, BoundaryAttack(), beyond, {number: space}, tmp_path / f"{number}a")[number].success

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flat import fallen
 from plane import Conversation, Plane
-from tails import LinearTail, attack_all, clean_latents, identity, wire_spaces
 
 from adversary.attacks import Ask
 from adversary.attacks.dct import idct2
 from adversary.attacks.evo import EVO, MU, adapted, choose
 from splitcore.latent import F32
-from splitcore.threat import ThreatModel
 
 
 def walked(plane: Plane, rows: int, attack: EVO | None = None) -> Conversation[F32 | None]:
@@ -150,14 +149,5 @@ def test_on_a_coarse_grid_steps_that_do_not_arrive_add_up() -> None:
 
 
 def test_it_reaches_the_closed_form_of_a_linear_tail(tmp_path: Path) -> None:
-    codec = identity((8, 4, 4))
-    tail = LinearTail(codec, classes=2)  # with more, it may stay at the second nearest plane
-    latents = clean_latents(codec, 6)
-    fell = 0
-    for number, space in enumerate(wire_spaces(codec, latents)):
-        least = tail.l2_to_boundary(latents[number])
-        beyond = ThreatModel(norm="l2", eps=least * 1.25, eps_unit="absolute", budget=2500)
-        inside = ThreatModel(norm="l2", eps=least * 0.995, eps_unit="absolute", budget=300)
-        fell += attack_all(tail, EVO(), beyond, {number: space}, tmp_path / f"{number}a")[number].success
-        assert not attack_all(tail, EVO(), inside, {number: space}, tmp_path / f"{number}b")[number].success
-    assert fell == 6
+    # two classes: with more, it may stay at the second nearest plane
+    assert fallen(EVO(), "l2", tmp_path, within=1.25, budget=2500, n=6, classes=2) == 6

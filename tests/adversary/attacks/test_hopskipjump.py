@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flat import fallen
 from plane import Plane
-from tails import LinearTail, attack_all, clean_latents, identity, wire_spaces
 
 from adversary.attacks import Ask
 from adversary.attacks.hopskipjump import HopSkipJump
-from splitcore.threat import Norm, ThreatModel
+from splitcore.threat import Norm
 
 SHAPE = (6, 7, 5)
 D = 210
@@ -136,19 +136,7 @@ def test_it_comes_near_the_closed_form_on_every_wire(norm: Norm, within: float, 
 
 
 def test_it_reaches_the_closed_form_of_a_linear_tail_in_linf(tmp_path: Path) -> None:
-    codec = identity((8, 4, 4))
-    tail = LinearTail(codec)
-    latents = clean_latents(codec, 10)
-    fell = 0
-    for number, space in enumerate(wire_spaces(codec, latents)):
-        scores = tail.scores(latents[number : number + 1])[0]
-        y = int(scores.argmax())
-        least = min((scores[y] - scores[j]) / np.abs(tail.W[:, y] - tail.W[:, j]).sum() for j in range(5) if j != y)
-        beyond = ThreatModel(norm="linf", eps=float(least) * 1.3, eps_unit="absolute", budget=4000)
-        within = ThreatModel(norm="linf", eps=float(least) * 0.995, eps_unit="absolute", budget=300)
-        fell += attack_all(tail, HopSkipJump(), beyond, {number: space}, tmp_path / f"{number}a")[number].success
-        assert not attack_all(tail, HopSkipJump(), within, {number: space}, tmp_path / f"{number}b")[number].success
-    assert fell >= 8
+    assert fallen(HopSkipJump(), "linf", tmp_path, within=1.3, budget=4000, n=10) >= 8
 
 
 def test_more_sections_take_fewer_round_trips_to_the_same_place() -> None:

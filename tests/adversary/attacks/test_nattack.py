@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conversation import case_of, converse, slope
-from tails import LinearTail, attack_all, clean_latents, identity, wire_spaces
+from flat import near_meant_and_blind
+from tails import clean_latents, identity
 
 from adversary.attacks.nattack import NAttack
-from adversary.attacks.noise import Noise
 from splitcore.latent import F32
-from splitcore.threat import Norm, ThreatModel
+from splitcore.threat import Norm
 
 FAR = 100.0
 """margin at which nothing is adversarial, so that a conversation goes on"""
@@ -132,22 +132,6 @@ def test_on_a_quantised_wire_samples_of_either_form_arrive_changed(
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_it_reaches_the_nearest_boundary_of_a_linear_tail_and_the_target_and_beats_noise(norm: Norm, tmp_path: Path) -> None:
-    codec = identity((8, 4, 4))
-    tail = LinearTail(codec)
-    latents = clean_latents(codec, 8)
-    fell = meant = blind = 0
-    for number, space in enumerate(wire_spaces(codec, latents)):
-        scores = tail.scores(latents[number : number + 1])[0]
-        y, target = int(scores.argmax()), int(scores.argmin())
-        dual = 1 if norm == "linf" else 2
-        least = min((scores[y] - scores[j]) / np.linalg.norm(tail.W[:, y] - tail.W[:, j], dual) for j in range(5) if j != y)
-        near = ThreatModel(norm=norm, eps=float(least) * 1.15, eps_unit="absolute", budget=2500)
-        fell += attack_all(tail, NAttack(), near, {number: space}, tmp_path / f"a{number}")[number].success
-        [noise] = attack_all(tail, Noise(), near, {number: space}, tmp_path / f"n{number}").values()
-        assert noise.payload is not None
-        blind += int(tail.scores(codec.decode([noise.payload])).argmax()) != y
-        wide = ThreatModel(norm=norm, eps=1.0 if norm == "linf" else 10.0, eps_unit="absolute", budget=2500, target=target)
-        outcome = attack_all(tail, NAttack(), wide, {number: space}, tmp_path / f"b{number}")[number]
-        meant += outcome.success and outcome.predicted == target
+    fell, meant, blind = near_meant_and_blind(NAttack(), norm, tmp_path)
     assert (fell, meant) == (8, 8)
     assert blind <= 1

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flat import fallen
 from plane import Conversation, Plane
-from tails import LinearTail, attack_all, clean_latents, identity, wire_spaces
 
 from adversary.attacks import Ask, Pool
 from adversary.attacks.rays import Line, RayS, blocks
 from splitcore.latent import F32
-from splitcore.threat import ThreatModel
 
 
 def walked(plane: Plane, rows: int, attack: RayS | None = None) -> Conversation[F32 | None]:
@@ -147,16 +146,4 @@ def test_on_a_grid_a_radius_between_two_values_is_felt(codec: str) -> None:
 
 def test_it_reaches_the_closed_form_of_a_linear_tail(tmp_path: Path) -> None:
     """In linf, the least eps that turns class y into j on z·W is (f_y - f_j) / ‖w_y - w_j‖₁."""
-    codec = identity((8, 4, 4))
-    tail = LinearTail(codec)
-    latents = clean_latents(codec, 8)
-    fell = 0
-    for number, space in enumerate(wire_spaces(codec, latents)):
-        scores = tail.scores(latents[number : number + 1])[0]
-        y = int(scores.argmax())
-        least = min((scores[y] - scores[j]) / np.abs(tail.W[:, y] - tail.W[:, j]).sum() for j in range(5) if j != y)
-        beyond = ThreatModel(norm="linf", eps=float(least) * 1.1, eps_unit="absolute", budget=2000)
-        inside = ThreatModel(norm="linf", eps=float(least) * 0.995, eps_unit="absolute", budget=300)
-        fell += attack_all(tail, RayS(), beyond, {number: space}, tmp_path / f"{number}a")[number].success
-        assert not attack_all(tail, RayS(), inside, {number: space}, tmp_path / f"{number}b")[number].success
-    assert fell >= 7
+    assert fallen(RayS(), "linf", tmp_path, within=1.1, budget=2000) >= 7
