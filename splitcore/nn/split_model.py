@@ -28,8 +28,13 @@ class SplitModel(nn.Module):
         self._latent: LatentSpec | None = None
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.tail(self.bottleneck(self.head(images)))
+        logits: Tensor = self.tail(self.received(images))
         return logits
+
+    def received(self, images: Tensor) -> Tensor:
+        """The latents [k, *shape] that arrive of images [k, C, H, W]: float32 also where a head computes in less."""
+        z: Tensor = self.bottleneck(self.head(images).float())
+        return z
 
     def unsplit(self, images: Tensor) -> Tensor:
         """The same network with no bottleneck."""
@@ -56,7 +61,7 @@ def calibrate(head: nn.Module, images: Tensor, *, batch: int = 64) -> LatentSpec
     """
     was_training = head.training
     head.eval()
-    device = next(head.parameters()).device
+    device = next((parameter.device for parameter in head.parameters()), images.device)
     latent = measure(head(as_unit(part.to(device))).cpu() for part in torch.split(images, batch))
     head.train(was_training)
     return latent

@@ -39,6 +39,7 @@ SMALL: list[tuple[Any, tuple[int, int, int], str, tuple[int, ...]]] = [
     (CifarResNet(cut="stage1"), CIFAR, "layer1", (3, 36, 36)),
     (CifarResNet(cut="stage1"), CIFAR, "entropic", (3, 31, 31)),
     (LeNet(), MNIST, "ver2", (3, 15, 15)),
+    (LeNet(resize=True), (1, 8, 8), "ver2", (3, 15, 15)),
     (LeNet(), MNIST, "ver3", (3, 8, 8)),
     (LeNet(), MNIST, "layer1", (3, 18, 18)),
     (LeNet(), MNIST, "entropic", (3, 13, 13)),

@@ -55,6 +55,16 @@ def published_weights(depth: int, seed: int = 0) -> dict[str, Tensor]:
     return {name: torch.rand(shape, generator=rng) * 0.2 for name, shape in shapes.items()}
 
 
+def test_cut_before_everything_the_tail_is_the_whole_network_under_the_same_names() -> None:
+    whole, split = model_of(CifarResNet(cut="input")), model_of(CifarResNet(cut="stage2"))
+    fill(whole, published_weights(20))
+    fill(split, published_weights(20))
+    x = torch.rand(3, *RGB)
+    assert torch.equal(whole.head(x), x)
+    assert torch.allclose(whole.unsplit(x), split.unsplit(x), atol=1e-5)
+    assert parameters(whole.tail) == 269_722
+
+
 def parameters(*modules: nn.Module) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 

@@ -1,4 +1,4 @@
-"""`cifar_resnet`: the residual networks for 32x32 images, cut after their first or second stage.
+"""`cifar_resnet`: the residual networks for 32x32 images, cut after their first or second stage, or before everything.
 
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2: a 3x3 convolution, three stages of
 n blocks with 16, 32 and 64 channels, average pooling, one linear layer; 6n + 2 layers. Shortcuts are option A, without
@@ -23,7 +23,7 @@ from splitcore.nn.net.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
 WIDTHS = (16, 32, 64)
 SIDE = 32
-_LATENTS = {"stage1": (16, 32, 32), "stage2": (32, 16, 16)}
+_LATENTS = {"input": (3, SIDE, SIDE), "stage1": (16, 32, 32), "stage2": (32, 16, 16)}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -33,12 +33,12 @@ class CifarResNet:
     kind: Literal["cifar_resnet"] = "cifar_resnet"
     depth: Literal[20, 32, 44, 56] = 20
     """layers, 6n + 2"""
-    cut: Literal["stage1", "stage2"] = "stage1"
-    """the last stage of the head; the latent is its output, after ReLU"""
+    cut: Literal["input", "stage1", "stage2"] = "stage1"
+    """the last stage of the head; the latent is its output, after ReLU. `input`: the phone sends the image itself"""
 
     @property
     def cut_at(self) -> str:
-        return f"after {self.cut}, after ReLU"
+        return "before the network: the image itself" if self.cut == "input" else f"after {self.cut}, after ReLU"
 
     @property
     def channels(self) -> int:
@@ -52,7 +52,7 @@ class CifarResNet:
     def head(self, input_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]) -> nn.Module:
         """Images [k, 3, 32, 32] in [0, 1] to latents [k, *latent_shape]; `mean` and `std` of the data are not used."""
         self.latent_shape(input_shape)
-        return CifarResNetHead(self._blocks, self._stages)
+        return CifarResNetHead(self._blocks, self._stages) if self._stages else nn.Identity()
 
     def tail(self, latent_shape: tuple[int, ...], classes: int) -> nn.Module:
         """Latents [k, *latent_shape] to logits [k, classes]."""
@@ -60,7 +60,7 @@ class CifarResNet:
             raise ScenarioError(
                 f"cifar_resnet: expected a latent shape {list(_LATENTS[self.cut])} after {self.cut}, got {list(latent_shape)}"
             )
-        return CifarResNetTail(self._blocks, self._stages, classes)
+        return CifarResNetTail(self._blocks, self._stages, classes) if self._stages else WholeCifarResNet(self._blocks, classes)
 
     def latent_shape(self, input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """[C, H, W] of the latent for images [C, H, W]. Raises ScenarioError."""
@@ -76,7 +76,7 @@ class CifarResNet:
     @property
     def _stages(self) -> int:
         """of the head"""
-        return int(self.cut == "stage2") + 1
+        return tuple(_LATENTS).index(self.cut)
 
 
 class CifarResNetHead(nn.Module):
@@ -92,6 +92,20 @@ class CifarResNetHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         z: Tensor = self.layer2(self.layer1(self.bn1(self.conv1(self.normalise(x))).relu()))
         return z
+
+
+class WholeCifarResNet(CifarResNetHead):
+    """Images [k, 3, 32, 32] in [0, 1] to logits [k, classes]."""
+
+    def __init__(self, blocks: int, classes: int) -> None:
+        super().__init__(blocks, 2)
+        self.layer3 = _stage(WIDTHS[1], WIDTHS[2], blocks)
+        self.linear = nn.Linear(WIDTHS[2], classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear(self.layer3(super().forward(x)).mean((2, 3)))
+        return logits
 
 
 class CifarResNetTail(nn.Module):

@@ -7,7 +7,7 @@ towards, `tail.rest` is `teacher.tail` with the same names within, and a later s
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
@@ -17,7 +17,7 @@ from torch import nn
 from splitcore.codec.base import STRICT
 from splitcore.errors import ScenarioError
 from splitcore.nn.net.cifar_resnet import CifarResNet
-from splitcore.nn.net.lenet import LeNet
+from splitcore.nn.net.lenet import SIDE, LeNet
 from splitcore.nn.net.narrow import entropic, layer1, ver, vgg16_fc
 from splitcore.nn.net.narrow.form import Form, Size
 from splitcore.nn.net.parts import built, initialised
@@ -60,7 +60,14 @@ class Narrow:
     def head(self, input_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]) -> nn.Module:
         """Images [k, C, H, W] in [0, 1] to latents [k, b, h, w], normalised as the teacher's."""
         self.latent_shape(input_shape)
-        return built({"normalise": lambda: self.teacher.pixels(mean, std), "encoder": lambda: self._encoder(input_shape)})
+        seen = self._seen(input_shape)
+        parts: dict[str, Callable[[], nn.Module]] = {
+            "normalise": lambda: self.teacher.pixels(mean, std),
+            "encoder": lambda: self._encoder(seen),
+        }
+        if seen != input_shape:
+            parts = {"resize": lambda: nn.Upsample(seen[1:], mode="bilinear"), **parts}
+        return built(parts)
 
     def tail(self, latent_shape: tuple[int, ...], classes: int) -> nn.Module:
         """Latents [k, b, h, w] to logits [k, classes]."""
@@ -76,8 +83,9 @@ class Narrow:
     def latent_shape(self, input_shape: tuple[int, int, int]) -> tuple[int, ...]:
         """[b, h, w] of the latent for images [C, H, W]. Raises ScenarioError."""
         theirs = self.teacher.latent_shape(input_shape)
+        seen = self._seen(input_shape)
         try:
-            latent = shape_after(lambda: self._encoder(input_shape), input_shape)
+            latent = shape_after(lambda: self._encoder(seen), seen)
             ours = shape_after(self._decoder, latent)
         except ValueError as error:
             raise ScenarioError(
@@ -90,6 +98,12 @@ class Narrow:
                 f"{list(ours)} of images {list(input_shape)}: choose another form, cut of the teacher or size of images"
             )
         return latent
+
+    def _seen(self, input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """[C, H, W] of the images that the encoder sees: as its teacher does, of the teacher's size where that resizes."""
+        if isinstance(self.teacher, LeNet) and self.teacher.resize:
+            return (input_shape[0], SIDE, SIDE)
+        return input_shape
 
     def _encoder(self, input_shape: tuple[int, int, int]) -> nn.Sequential:
         ratio = round(input_shape[1] / self.teacher.latent_shape(input_shape)[1])
