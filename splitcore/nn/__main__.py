@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,9 @@ from splitcore.nn.export import export
 from splitcore.nn.recipe import Recipe, load_recipe
 from splitcore.nn.training import train
 
+CHECKPOINTS = ".training"
+"""folder in the artefact's, while it is being trained"""
+
 
 def main(
     recipe: Annotated[Path, typer.Argument(help="a training, as in recipes/")],
@@ -23,21 +26,38 @@ def main(
     data_dir: Annotated[Path | None, typer.Option(help="data sets; else LATENTBED_DATA, else ~/.cache/latentbed")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="of a training on the CPU; another number makes other weights")] = 1,
+    compiled: Annotated[bool, typer.Option("--compile", help="by torch.compile: for long trainings on a GPU")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="forget a training of OUT that was cut off")] = False,
 ) -> None:
-    """Trains RECIPE and writes its artefact to OUT."""
+    """Trains RECIPE and writes its artefact to OUT; a training that was cut off goes on."""
+    if fresh and (out / CHECKPOINTS).exists():
+        shutil.rmtree(out / CHECKPOINTS)
     try:
-        _run(load_recipe(recipe), out, if_missing=if_missing, data_dir=data_dir, device=device, threads=threads)
+        _run(
+            load_recipe(recipe),
+            out,
+            if_missing=if_missing,
+            data_dir=data_dir,
+            device=device,
+            threads=threads,
+            compiled=compiled,
+        )
     except LatentbedError as error:
         typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
         raise typer.Exit(1) from error
 
 
-def _run(recipe: Recipe, out: Path, *, if_missing: bool, data_dir: Path | None, device: str, threads: int) -> None:
+def _run(
+    recipe: Recipe, out: Path, *, if_missing: bool, data_dir: Path | None, device: str, threads: int, compiled: bool
+) -> None:
     if if_missing and is_artefact_of(recipe, out):
         typer.echo(f"{out} holds the artefact of recipe {recipe.name} already")
         return
-    model = train(recipe, data_dir, progress=sys.stderr.isatty(), device=device, threads=threads)
+    keep = out / CHECKPOINTS
+    model = train(recipe, data_dir, device=device, threads=threads, keep=keep, compiled=compiled)
     manifest = export(model, recipe, load(recipe.dataset, "test", data_dir), out).manifest
+    if keep.exists():
+        shutil.rmtree(keep)
     typer.echo(f"{out}: {manifest.handshake}, accuracy {manifest.accuracy:.2%} unsplit on its samples")
 
 

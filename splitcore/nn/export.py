@@ -47,7 +47,7 @@ def export(model: SplitModel, recipe: Recipe, dataset: Dataset, folder: Path) ->
     arguments = dataclasses.asdict(recipe.net)
     return _write(
         model, dataset, folder,
-        name=recipe.name, approach="sc", cut=recipe.net.cut_at,
+        name=recipe.name, approach=recipe.approach or "sc", cut=recipe.net.cut_at,
         tail=Architecture(net=arguments.pop("kind"), arguments=arguments),
         made_with={"recipe": recipe.digest, **_source(recipe)},
     )  # fmt: skip
@@ -55,7 +55,7 @@ def export(model: SplitModel, recipe: Recipe, dataset: Dataset, folder: Path) ->
 
 def _source(recipe: Recipe) -> dict[str, str | int | float]:
     if recipe.pretrained is None:
-        return {"epochs": recipe.epochs, "seed": recipe.seed}
+        return {"epochs": sum(stage.epochs for stage in recipe.training), "seed": recipe.seed}
     return {"weights": recipe.pretrained.file, "weights_sha256": recipe.pretrained.sha256}
 
 

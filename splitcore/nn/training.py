@@ -6,20 +6,23 @@ A recipe with pretrained weights loads them instead, and has its ranges calibrat
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
 
 from splitcore.data import Dataset, load
 from splitcore.errors import ScenarioError
-from splitcore.nn.pretrained import load_pretrained
+from splitcore.nn.bottleneck import IdentityBottleneck
+from splitcore.nn.checkpoint import Checkpoint
+from splitcore.nn.fit import Fit
+from splitcore.nn.net.narrow import Narrow, Teacher
+from splitcore.nn.pretrained import fill_rest, load_pretrained
 from splitcore.nn.recipe import Recipe
-from splitcore.nn.split_model import SplitModel, as_unit, calibrate
+from splitcore.nn.split_model import SplitModel, calibrate
+from splitcore.nn.stage import Stage
 
 
 def pick_device(name: str) -> torch.device:
@@ -55,33 +58,70 @@ def moments(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
 
 
 def train(
-    recipe: Recipe, data_dir: Path | None = None, *, progress: bool = True, device: str = "auto", threads: int = 1
-) -> SplitModel:
+    recipe: Recipe, data_dir: Path | None = None, *, progress: bool = True, device: str = "auto", threads: int = 1,
+    keep: Path | None = None, compiled: bool = False,
+) -> SplitModel:  # fmt: skip
     """Trains or loads, calibrates and freezes. Raises DataError, ScenarioError.
 
     One thread unless told otherwise: for networks this small more threads cost about what they give, and sums in another
-    order make other weights.
+    order make other weights. `keep`: a folder for checkpoints; a training that was cut off goes on from the one in it, to the
+    same weights. On a GPU in bfloat16 where it has that; `compiled`: by torch.compile.
     """
     where = pick_device(device)
     dataset = load(recipe.dataset, "train", data_dir)
     cuda = [where] if where.type == "cuda" else []
+    bf16 = bool(cuda) and torch.cuda.is_bf16_supported()
     with (
         torch.random.fork_rng(devices=cuda),
         torch.backends.cudnn.flags(deterministic=True, benchmark=False),
         set_threads(threads),
     ):
         torch.manual_seed(recipe.seed)
-        # channels last: a quarter less time on a CPU
-        model = build(recipe, dataset).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         images = torch.from_numpy(dataset.images).to(where)
         labels = torch.from_numpy(dataset.labels).to(where)
-        if recipe.pretrained is None:
-            _fit(model, recipe, images, labels, progress=progress)
-        else:
-            load_pretrained(model, recipe.pretrained, data_dir)
-        model.to(memory_format=torch.contiguous_format)
+        # what the same state would not go on from in the same way
+        key = f"{recipe.digest} {torch.__version__} {where.type} {threads} {compiled}"
+
+        def fit(model: SplitModel, stages: Sequence[Stage], name: str, teacher: SplitModel | None = None) -> None:
+            if compiled:
+                model.head.compile()
+                model.tail.compile()
+            checkpoint = None if keep is None else Checkpoint(keep / f"{name}.pt", key)
+            fitting = Fit(
+                model, teacher, images, labels, seed=recipe.seed, moved=recipe.augment, checkpoint=checkpoint, bf16=bf16
+            )
+            fitting.run(stages, name, progress=progress)
+            for part in (model.head, model.tail):
+                part._compiled_call_impl = None  # what is exported is the plain module
+
+        model, teacher = build(recipe, dataset), None
+        if recipe.teacher is not None and isinstance(recipe.net, Narrow):
+            teacher = _whole(recipe.net.teacher, dataset)
+            if recipe.teacher.pretrained is not None:
+                load_pretrained(teacher, recipe.teacher.pretrained, data_dir, progress=progress)
+            _to(teacher, where)
+            if recipe.teacher.stages:
+                fit(teacher, recipe.teacher.stages, f"{recipe.name}-teacher")
+            fill_rest(model, teacher.tail.state_dict())
+        _to(model, where)
+        if recipe.pretrained is not None:
+            load_pretrained(model, recipe.pretrained, data_dir, progress=progress)
+        fit(model, recipe.training, recipe.name, teacher)
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         model.freeze(calibrate(model.head, images))
-    return model  # type: ignore[no-any-return]
+    return model
+
+
+def _whole(net: Teacher, dataset: Dataset) -> SplitModel:
+    """A teacher as it is, with nothing at its cut."""
+    head = net.head(dataset.shape, *moments(dataset.images))
+    return SplitModel(head, IdentityBottleneck().build(), net.tail(net.latent_shape(dataset.shape), len(dataset.classes)))
+
+
+def _to(model: SplitModel, device: torch.device) -> None:
+    # channels last: a quarter less time on a CPU
+    model.to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @contextlib.contextmanager
@@ -92,51 +132,3 @@ def set_threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _fit(model: SplitModel, recipe: Recipe, images: Tensor, labels: Tensor, *, progress: bool) -> None:
-    model.train()
-    # batch normalisation needs two images, so a last batch of one is left to the next epoch's order
-    steps = len(images) // recipe.batch + (len(images) % recipe.batch > 1)
-    optimiser = torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, total_steps=steps * recipe.epochs)
-    criterion = nn.CrossEntropyLoss()
-    order = torch.Generator().manual_seed(recipe.seed)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task(f"training {recipe.name}", total=steps * recipe.epochs, loss=float("nan"))
-        for _ in range(recipe.epochs):
-            shuffled = torch.randperm(len(images), generator=order).to(images.device)
-            for rows in torch.split(shuffled, recipe.batch)[:steps]:
-                x = augment(images[rows], recipe.augment, order)
-                pixels = as_unit(x).contiguous(memory_format=torch.channels_last)
-                loss: Tensor = criterion(model(pixels), labels[rows]) + model.bottleneck.penalty()
-                optimiser.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
-                optimiser.step()
-                schedule.step()
-                bar.advance(task)
-            bar.update(task, loss=float(loss.detach()))
-
-
-def augment(images: Tensor, how: str, rng: torch.Generator) -> Tensor:
-    """Each image [k, C, H, W] shifted by up to an eighth of its side, black moving in, and mirrored half the time."""
-    if how == "none":
-        return images
-    k, _, height, width = images.shape
-    pad = max(1, height // 8)
-    padded = nn.functional.pad(images, (pad, pad, pad, pad))
-    dy, dx = torch.randint(0, 2 * pad + 1, (2, k, 1), generator=rng)
-    rows, columns = dy + torch.arange(height), dx + torch.arange(width)
-    if how == "shift_flip":
-        mirrored = torch.rand(k, 1, generator=rng) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    rows, columns = rows.to(images.device), columns.to(images.device)
-    which = torch.arange(k, device=images.device)
-    return padded[which[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

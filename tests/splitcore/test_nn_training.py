@@ -12,11 +12,13 @@ import torch
 
 from splitcore.data import Dataset, load
 from splitcore.errors import ScenarioError
+from splitcore.nn.augment import augment
 from splitcore.nn.bottleneck import UniformBottleneck
 from splitcore.nn.net import SmallConv
 from splitcore.nn.recipe import RECIPE, Recipe, load_recipe
 from splitcore.nn.split_model import as_unit, calibrate
-from splitcore.nn.training import augment, build, moments, pick_device, train
+from splitcore.nn.stage import Stage
+from splitcore.nn.training import build, moments, pick_device, train
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TINY = Recipe(
@@ -139,3 +141,28 @@ def test_too_many_halvings_and_an_unknown_device_are_refused() -> None:
         build(dataclasses.replace(TINY, net=SmallConv(halvings=3)), load("digits", "test"))
     with pytest.raises(ScenarioError, match="expected a device"):
         pick_device("gpu")
+
+
+def test_one_stage_may_be_said_in_the_recipe_itself_and_is_the_same_training() -> None:
+    said = Stage(epochs=TINY.epochs, batch=TINY.batch, lr=TINY.lr, weight_decay=TINY.weight_decay)
+    assert TINY.training == (said,)
+    in_stages = dataclasses.replace(TINY, epochs=0, stages=(said,))
+    first, again = (train(recipe, progress=False, device="cpu").state_dict() for recipe in (TINY, in_stages))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"stages": [{"epochs": 1}]}, "one of `epochs` from 1, `stages` and `pretrained`"),
+    ({"teacher": {"stages": [{"epochs": 1}]}}, "a net of kind narrow for a student"),
+    ({"teacher": {}}, "expected either `pretrained` weights of the teacher or `stages`"),
+    ({"epochs": 0, "stages": [{"epochs": 1, "objective": {"kind": "distil"}}]}, "a `teacher` for the objective distil"),
+    ({"epochs": 0, "stages": [{"epochs": 1, "frozen": ["rest"]}]}, "kind narrow where decoder or rest is frozen"),
+    ({"epochs": 0, "stages": [{"epochs": 1, "frozen": ["tail"]}]}, "'head', 'bottleneck', 'decoder' or 'rest'"),
+])  # fmt: skip
+def test_stages_that_do_not_fit_the_network_are_refused_in_words(
+    change: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({**RECIPE.dump_python(TINY, mode="json", exclude_none=True), **change}))
+    with pytest.raises(ScenarioError, match=reason):
+        load_recipe(path)
