@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from math import prod
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from torch.fx import symbolic_trace
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from splitcore.artefact import sha256
 from splitcore.errors import DataError, ScenarioError
 from splitcore.nn.bottleneck import UniformBottleneck
 from splitcore.nn.net import ResNet, Vgg
 from splitcore.nn.net.parts import chained
-from splitcore.nn.pretrained import fill
+from splitcore.nn.pretrained import fill, load_pretrained
+from splitcore.nn.recipe import Pretrained
 from splitcore.nn.split_model import SplitModel
 
 IMAGE = (3, 224, 224)
@@ -89,7 +92,13 @@ def mmac(module: nn.Module, *shape: int) -> tuple[float, tuple[int, ...]]:
 
 @pytest.mark.parametrize(
     ("depth", "count", "work", "to_layer2"),
-    [(18, 11_689_512, 1814, None), (50, 25_557_032, 4089, 1814), (152, 60_192_808, 11514, 2687)],
+    [
+        (18, 11_689_512, 1814, None),
+        (34, 21_797_672, 3664, None),  # as 101, from torchvision's list of its models
+        (50, 25_557_032, 4089, 1814),
+        (101, 44_549_160, 7801, None),
+        (152, 60_192_808, 11514, 2687),
+    ],
 )
 def test_a_resnet_has_torchvisions_parameters_and_the_fact_sheets_work(
     depth: int, count: int, work: int, to_layer2: int | None
@@ -146,7 +155,15 @@ def test_as_many_boundaries_have_one_live_tensor_as_the_fact_sheet_counts(net: R
     assert live.count(1) == single
 
 
-@pytest.mark.parametrize(("depth", "cut"), [*((18, cut) for cut in RESNET_CUTS), *((depth, "layer2") for depth in (50, 152))])
+@pytest.mark.parametrize(("depth", "entries"), [(18, 122), (34, 218), (50, 320), (101, 626), (152, 932)])
+def test_torchvisions_resnet_weights_have_as_many_entries_as_its_files(depth: int, entries: int) -> None:
+    """A check of the lists above, by hand: six entries a normalised convolution, two of the linear layer."""
+    assert len(torchvision_resnet(depth)) == entries == 6 * (depth - 1 + (3 if depth < 50 else 4)) + 2
+
+
+@pytest.mark.parametrize(
+    ("depth", "cut"), [*((18, cut) for cut in RESNET_CUTS), *((depth, "layer2") for depth in (34, 50, 101, 152))]
+)
 def test_torchvisions_resnet_weights_load_without_a_missing_or_unexpected_name(depth: int, cut: str) -> None:
     shapes = torchvision_resnet(depth)
     model = on_meta(ResNet(depth=depth, cut=cut))  # type: ignore[arg-type]
@@ -166,6 +183,19 @@ def test_torchvisions_vgg_weights_load_without_a_missing_or_unexpected_name(batc
     loaded = model.head.state_dict() | model.tail.state_dict()
     assert {name: tuple(weight.shape) for name, weight in loaded.items()} == shapes
     fill(model, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_file_with_torchvisions_names_loads_with_or_without_counts_of_batches(counted: bool, tmp_path: Path) -> None:
+    """The first files that torchvision published have no `num_batches_tracked`."""
+    shapes = {k: v for k, v in torchvision_resnet(18).items() if counted or not k.endswith("num_batches_tracked")}
+    path = tmp_path / "resnet18.pth"
+    torch.save({name: torch.full((), 0.5).expand(shape) for name, shape in shapes.items()}, path)
+    net = ResNet(depth=18, cut="layer3")
+    model = SplitModel(net.head(IMAGE, (), ()), UniformBottleneck().build(), net.tail(net.latent_shape(IMAGE), 1000))
+    load_pretrained(model, Pretrained(file=path.name, sha256=sha256(path)), tmp_path)
+    assert float(model.tail.state_dict()["layer4.1.bn2.running_var"].min()) == 0.5
+    assert float(model.head.state_dict()["conv1.weight"].max()) == 0.5
 
 
 def random_weights(shapes: Shapes) -> dict[str, Tensor]:

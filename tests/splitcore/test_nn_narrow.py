@@ -15,9 +15,11 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from splitcore.codec import fit
 from splitcore.data import Dataset
 from splitcore.errors import ScenarioError
 from splitcore.head import Head
+from splitcore.latent import LatentSpec
 from splitcore.nn.bottleneck import UniformBottleneck
 from splitcore.nn.export import export, write_onnx
 from splitcore.nn.net import CifarResNet, LeNet, Narrow, NetConfig, ResNet, Vgg
@@ -92,6 +94,65 @@ def test_a_student_has_the_shapes_parameters_and_work_of_the_fact_sheet(
     work, out = mmac(after, *latent)
     assert out == teacher.latent_shape(IMAGE)
     assert decoder in ((round(parameters(after) / 1e6, 2), round(work)), (None, None))
+
+
+def sides(module: nn.Module, *shape: int) -> list[int]:
+    """Height after each layer that changes it, that of the input first."""
+    seen = [shape[1]]
+
+    def see(layer: nn.Module, inputs: object, out: Tensor) -> None:
+        if out.shape[2] != seen[-1]:
+            seen.append(out.shape[2])
+
+    for layer in module:  # type: ignore[attr-defined]
+        layer.register_forward_hook(see)
+    with torch.inference_mode():
+        module(torch.empty(1, *shape, device="meta"))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("teacher", "form", "before", "after"),
+    [
+        (RN50_2, "ver2", [224, 112, 56, 29], [29, 30, 31, 30, 29, 28]),
+        (RN50_2, "ver3", [224, 112, 56, 29, 15], [15, 30, 31, 30, 29, 28]),
+        (RN50_1, "layer1", [224, 112, 56, 57, 58, 59, 60], [60, 59, 58, 57, 56]),
+        (RN50_1, "entropic", [224, 112, 56, 55], [55, 56, 55, 56]),
+        (Vgg(), "vgg16_fc", [224, 112], [112, 56, 28]),
+    ],
+)
+def test_a_students_layers_have_the_fact_sheets_sides_on_the_way(
+    teacher: Any, form: Any, before: list[int], after: list[int]
+) -> None:
+    encoder, decoder = halves(Narrow(teacher=teacher, form=form, channels=3))
+    assert sides(encoder, *IMAGE) == before
+    assert sides(decoder, 3, before[-1], before[-1]) == after
+
+
+@pytest.mark.parametrize("depth", [50, 101, 152])
+def test_one_student_fits_every_resnet_of_three_convolutions_a_block(depth: int) -> None:
+    net = Narrow(teacher=ResNet(depth=depth, cut="layer2"), form="ver2", channels=12)  # type: ignore[arg-type]
+    encoder, decoder = halves(net)
+    assert (parameters(encoder), round(parameters(decoder) / 1e6, 2)) == (12_736, 3.17)
+    head, tail = mmac(encoder, *IMAGE)[0], mmac(decoder, 12, 29, 29)[0]
+    assert round(head + tail) == 2976, "more than the 1,814 (ResNet-50) or 2,687 (152) of the stages that they replace"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "form", "b", "elements"),
+    [
+        (RN152_2, "ver2", 3, 2_523), (RN152_2, "ver2", 12, 10_092), (RN152_2, "ver2", 24, 20_184),
+        (RN50_1, "layer1", 12, 43_200), (RN50_1, "entropic", 12, 36_300), (RN50_1, "entropic", 24, 72_600),
+        (Vgg(), "vgg16_fc", 3, 37_632), (Vgg(), "vgg16_fc", 9, 112_896), (Vgg(), "vgg16_fc", 12, 150_528),
+        (Vgg(), "vgg16_fc_lite", 12, 9_408),
+    ],
+)  # fmt: skip
+def test_a_latent_on_the_wire_has_the_fact_sheets_bytes(teacher: Any, form: Any, b: int, elements: int) -> None:
+    shape = Narrow(teacher=teacher, form=form, channels=b).latent_shape(IMAGE)
+    spec = LatentSpec(shape=shape, lo=(-1.0,) * b, hi=(1.0,) * b, std=0.5)
+    for codec, size in (("uniform8/channel", 1), ("float16", 2), ("identity", 4)):
+        (payload,) = fit(codec, spec).encode(np.zeros((1, *shape), np.float32))
+        assert len(payload) == size * elements
 
 
 def test_the_lite_head_of_vgg16_does_a_28th_of_the_published_ones_work() -> None:
