@@ -177,7 +177,8 @@ def _show(report: Report, folder: Path) -> None:
             f"{attack.queries.total / held:.0f}" if held else "-",
             "-" if attack.hold_ms.p50 is None else f"{attack.hold_ms.p50:.0f}",
         )  # fmt: skip
-    console.print(table)
+    if report.attacks:
+        console.print(table)
     books = report.ledger
     verdict = "[green]agree[/]" if books.agrees else f"[red]disagree[/]: {escape(str(books.disagreements[:3]))}"
     console.print(
