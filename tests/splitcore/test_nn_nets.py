@@ -92,7 +92,7 @@ def test_a_cifar_resnet_has_the_latent_of_its_cut_and_the_parameters_of_the_pape
 
 
 @pytest.mark.parametrize("cut", ["stage1", "stage2"])
-@pytest.mark.parametrize("depth", [20, 56])
+@pytest.mark.parametrize("depth", [20, 32, 44, 56])
 def test_published_weights_load_without_a_missing_or_unexpected_name(depth: int, cut: str) -> None:
     model = model_of(CifarResNet(depth=depth, cut=cut))  # type: ignore[arg-type]
     weights = published_weights(depth)
@@ -247,7 +247,10 @@ def published(tmp_path: Path, depth: int, cut: str) -> tuple[Artefact, Recipe]:
 
 
 @pytest.mark.skipif(not DATA, reason="needs CIFAR-10 and the published weights in LATENTBED_DATA")
-@pytest.mark.parametrize(("depth", "cut", "right"), [(20, "stage1", 915), (20, "stage2", 915), (56, "stage1", 926)])
+@pytest.mark.parametrize(
+    ("depth", "cut", "right"),
+    [(20, "stage1", 915), (20, "stage2", 915), (32, "stage2", 928), (44, "stage1", 933), (56, "stage1", 926)],
+)
 def test_the_published_weights_give_the_published_accuracy_through_the_exported_head(
     depth: int, cut: str, right: int, tmp_path: Path
 ) -> None:
