@@ -2,6 +2,7 @@
 
 manifest.json          names, shapes, the codec and its frozen parameters, hashes
 head.onnx              image [n, C, H, W] in [0, 1] to latent [n, *shape]; normalisation inside, batch dynamic
+head.int8-*.onnx       the same in int8, where `latentbed quantise` made them
 tail.safetensors       weights of the tail; the manifest declares its architecture
 tail.onnx              instead of these, where the manifest's tail is `onnx`: latent [n, *shape] to logits [n, classes]
 samples.npz            held-out images uint8 and labels, so that a phone needs no data set
@@ -14,7 +15,7 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,12 @@ from splitcore.latent import LatentSpec
 
 MANIFEST, HEAD, TAIL, ONNX_TAIL = "manifest.json", "head.onnx", "tail.safetensors", "tail.onnx"
 SAMPLES, UNSPLIT_LABELS = "samples.npz", "unsplit_labels.npz"
+HeadName: TypeAlias = Literal["float32", "int8-u8", "int8-s8"]
+FLOAT32: Final = "float32"
+INT8_U8: Final = "int8-u8"
+INT8_S8: Final = "int8-s8"
+HEADS: dict[HeadName, str] = {FLOAT32: HEAD, INT8_U8: "head.int8-u8.onnx", INT8_S8: "head.int8-s8.onnx"}
+"""the heads that an artefact may have, by name: float32 always, int8 with activations uint8 or int8"""
 NAME = r"^[A-Za-z0-9_.+-]{1,64}$"
 """of an artefact"""
 
@@ -85,6 +92,21 @@ class Architecture(_Strict):
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
+class Int8Head(_Strict):
+    """What a head in int8 costs, measured where it was made. Its speed is each device's own to measure."""
+
+    accuracy: float
+    """top-1 on `samples.npz` through the artefact's codec and tail"""
+    points_lost: float
+    """points of accuracy below the float32 head, measured likewise"""
+    agreement: float
+    """share of the samples that get the float32 head's label"""
+    snr_db: float
+    """float32 latents' power over that of the difference"""
+    calibrated_on: str
+    """the images that set the ranges of its activations"""
+
+
 class Manifest(_Strict):
     """Everything that both ends must agree on before the first frame."""
 
@@ -109,6 +131,16 @@ class Manifest(_Strict):
     files: dict[_FileName, _Sha256]
     """sha256 of every other file of the artefact"""
     made_with: dict[str, str | int | float]
+    heads: dict[HeadName, Int8Head] = Field(default_factory=dict)
+    """the heads in int8 that there are beside head.onnx"""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No heads is no key, so that manifests without them keep their digest."""
+        fields: dict[str, Any] = plain(self)
+        if not self.heads:
+            del fields["heads"]
+        return fields
 
     @property
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""The phone's half: head.onnx in ONNX Runtime on the CPU. No torch."""
+"""The phone's half: head.onnx, or one of its versions in int8, in ONNX Runtime on the CPU. No torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from splitcore.artefact import HEAD, Artefact
+from splitcore.artefact import FLOAT32, HEADS, Artefact, HeadName
 from splitcore.errors import ArtefactError
 from splitcore.latent import F32
 from splitcore.onnx_session import open_session
@@ -17,12 +17,21 @@ from splitcore.onnx_session import open_session
 class Head:
     """Images [k, C, H, W] to latents [k, *shape], for any k >= 1. Safe to call from several threads."""
 
-    def __init__(self, artefact: Artefact | Path | str, threads: int = 1) -> None:
+    def __init__(
+        self, artefact: Artefact | Path | str, threads: int = 1, *, name: HeadName = FLOAT32, spinning: bool = False
+    ) -> None:
+        """`name` of HEADS. Raises ArtefactError for one that the artefact does not have."""
         self.artefact = artefact if isinstance(artefact, Artefact) else Artefact(Path(artefact))
+        self.name = name
         self.input_shape = self.artefact.manifest.input_shape
         self.latent = self.artefact.latent
-        path = self.artefact.path(HEAD)
-        self._session = open_session(path, path, ArtefactError, threads=threads)
+        if name not in (there := names(self.artefact)):
+            raise ArtefactError(
+                f"artefact {self.artefact.manifest.name}: expected a head of {there}, got {name!r}: "
+                "`latentbed quantise` makes those in int8"
+            )
+        path = self.artefact.path(HEADS[name])
+        self._session = open_session(path, path, ArtefactError, threads=threads, spinning=spinning)
         self._check_graph(path)
 
     def _check_graph(self, path: Path) -> None:
@@ -51,6 +60,11 @@ class Head:
         if images.dtype != np.uint8:
             raise ArtefactError(f"expected images uint8, got {images.dtype}: for float32 in [0, 1] call the head itself")
         return self(as_unit(images))
+
+
+def names(artefact: Artefact) -> list[HeadName]:
+    """The heads that the artefact has, float32 first."""
+    return [FLOAT32, *artefact.manifest.heads]
 
 
 def as_unit(images: NDArray[np.uint8]) -> F32:

@@ -75,6 +75,14 @@ def split(context: typer.Context) -> None:
     raise typer.Exit(subprocess.run([sys.executable, "-m", "splitcore.nn.split", *context.args], check=False).returncode)
 
 
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}, add_help_option=False
+)
+def quantise(context: typer.Context) -> None:
+    """Add heads in int8 to an artefact, and say what accuracy they cost: `latentbed quantise --help`."""
+    raise typer.Exit(subprocess.run([sys.executable, "-m", "splitcore.nn.quantise", *context.args], check=False).returncode)
+
+
 @app.command()
 def report(run_dir: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
     """Build a run's report again."""
