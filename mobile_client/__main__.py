@@ -14,11 +14,15 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from mobile_client import bench
 from mobile_client.node import NodeConfig, serve
 from mobile_client.once import once
 from mobile_client.passes import PassRequest
 from mobile_client.phone import PhoneConfig
+from mobile_client.settings import Setting
 from splitcore import codec as codecs
+from splitcore.artefact import FLOAT32, HEADS
+from splitcore.artefact import Artefact as Opened
 from splitcore.data import DATASETS
 from splitcore.errors import LatentbedError
 from splitcore.node import new_event_loop
@@ -31,7 +35,13 @@ Target = Annotated[str | None, typer.Option(help="where frames go, host:port")]
 Telemetry = Annotated[str | None, typer.Option(help="tcp://host:port of the collector; none: no spans")]
 Node = Annotated[str, typer.Option(help="this node's name in frame ids and telemetry")]
 DataDir = Annotated[Path | None, typer.Option(help="data sets", envvar="LATENTBED_DATA")]
-Threads = Annotated[int, typer.Option(min=1, help="threads of ONNX Runtime")]
+HeadChoice = Annotated[
+    str,
+    typer.Option("--head", help=f"{', '.join(HEADS)}, or auto: as measured here once, kept in STATE/head.json"),
+]
+Threads = Annotated[int, typer.Option(min=1, help="threads of ONNX Runtime; --head auto chooses its own")]
+Spinning = Annotated[bool, typer.Option("--spinning", help="idle threads of ONNX Runtime burn their core")]
+MaxPointsLost = Annotated[float, typer.Option(min=0, help="points of accuracy that a recommended head may lose")]
 Patience = Annotated[float, typer.Option(min=0, help="seconds of trying again before a pass fails")]
 
 
@@ -47,7 +57,9 @@ def main(
     telemetry: Telemetry = None,
     node: Node = "client",
     data_dir: DataDir = None,
+    head: HeadChoice = FLOAT32,
     threads: Threads = 1,
+    spinning: Spinning = False,
     patience_s: Patience = 60.0,
 ) -> None:
     """Sends the latents of samples to TARGET, as the control API asks for, until POST /exit or SIGTERM."""
@@ -61,7 +73,8 @@ def main(
         names=frozenset(filter(None, names.split(","))),
         telemetry=telemetry,
     )
-    phone = _phone(artefact, target, node=node, data_dir=data_dir, threads=threads, patience_s=patience_s)
+    setting = _setting(artefact, state, head, threads, spinning)
+    phone = _phone(artefact, target, node=node, data_dir=data_dir, setting=setting, patience_s=patience_s)
     raise typer.Exit(_run(serve(config, phone)))
 
 
@@ -83,11 +96,14 @@ def one_pass(
     telemetry: Telemetry = None,
     node: Node = "client",
     data_dir: DataDir = None,
+    head: HeadChoice = FLOAT32,
     threads: Threads = 1,
+    spinning: Spinning = False,
     patience_s: Patience = 10.0,
 ) -> None:
     """Runs one pass and prints its accuracy and latency."""
-    phone = _phone(artefact, target, node=node, data_dir=data_dir, threads=threads, patience_s=patience_s)
+    setting = _setting(artefact, state, head, threads, spinning)
+    phone = _phone(artefact, target, node=node, data_dir=data_dir, setting=setting, patience_s=patience_s)
     try:
         request = PassRequest.model_validate(
             {
@@ -105,6 +121,42 @@ def one_pass(
     except (ValidationError, LatentbedError) as error:
         raise typer.BadParameter(str(error)) from error
     _run(once(_given(state, "--state"), phone, request, telemetry, Console()))
+
+
+@app.command("bench")
+def bench_heads(
+    artefact: Artefact = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="at most; default: the cores that this process may use")] = None,
+    max_points_lost: MaxPointsLost = 1.0,
+    rounds: Annotated[int, typer.Option(min=bench.FEWEST, help="in each of which every setting has its turn")] = bench.ROUNDS,
+    json: Annotated[Path | None, typer.Option(help="write what was measured and chosen there")] = None,
+    state: Annotated[Path | None, typer.Option(help="keep the choice for a phone with this STATE and --head auto")] = None,
+) -> None:
+    """Measures every head of the artefact on this device and recommends one: none that is slower, none that loses accuracy."""
+    try:
+        opened = Opened(_given(artefact, "--artefact"))
+        decision = bench.decide(opened, max_points_lost=max_points_lost, threads=threads, rounds=rounds)
+        for path in (json, None if state is None else state / bench.DECISION):
+            if path is not None:
+                bench.keep(decision, path)
+    except (LatentbedError, OSError) as error:
+        print(f"mobile client: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    bench.show(decision, opened, Console(width=None if sys.stdout.isatty() else 110))
+
+
+def _setting(artefact: Path | None, state: Path | None, head: str, threads: int, spinning: bool) -> Setting:
+    """As the options say; for `auto` as was measured, which takes seconds the first time."""
+    if head != "auto":
+        known = [name for name in HEADS if name == head]
+        if not known:
+            raise typer.BadParameter(f"expected --head of {', '.join(HEADS)} or auto, got {head!r}")
+        return Setting(head=known[0], threads=threads, spinning=spinning)
+    try:
+        return bench.decided(Opened(_given(artefact, "--artefact")), _given(state, "--state")).setting
+    except (LatentbedError, OSError) as error:
+        print(f"mobile client: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
 
 
 def _source(name: str) -> dict[str, str]:

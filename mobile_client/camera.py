@@ -60,6 +60,7 @@ class Camera:
             sample=sample,
             label=self._samples.label_of(sample),
             payload=payload,
+            head=self._head.name,
             scheduled_ns=arrival.scheduled_ns,
             head_start_ns=head_start_ns,
             head_end_ns=head_end_ns,

@@ -45,7 +45,10 @@ async def serve(config: NodeConfig, phone_config: PhoneConfig) -> int:
         async with serving(app, host, port) as bound:
             address = joined(host, bound)
             tell_ready(config.state, control=address)
-            print(f"mobile client: control http://{address}, target {phone_config.target}", flush=True)
+            print(
+                f"mobile client: control http://{address}, target {phone_config.target}, head {phone_config.setting}",
+                flush=True,
+            )
             code = await ended
             await passes.stop()
         phone.close()

@@ -18,6 +18,7 @@ from mobile_client.passes import PassRequest
 from mobile_client.phone import Phone, PhoneConfig
 from mobile_client.record import FRAMES, PassRecord
 from splitcore import journal
+from splitcore.artefact import FLOAT32
 from splitcore.telemetry.spans import Telemetry
 
 
@@ -67,6 +68,7 @@ def table_of(run: str, rows: Sequence[dict[str, Any]]) -> Table:
         total_ms = np.array([row["total_ms"] for row in answered])
         for percent in (50, 90, 99):
             table.add_row(f"latency p{percent}", f"{np.percentile(total_ms, percent):.2f} ms")
+    table.add_row("head", ", ".join(sorted({row.get("head", FLOAT32) for row in rows})))
     table.add_row("late", f"{sum(row['late'] for row in rows)}")
     table.add_row("errors", f"{len(rows) - len(answered)}")
     table.add_row("asked again", f"{sum(row['attempts'] > 1 for row in rows)}")

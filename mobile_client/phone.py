@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from mobile_client.camera import Arrival, Camera
 from mobile_client.load import arrivals_ns
 from mobile_client.record import PassRecord
 from mobile_client.sender import Sender
+from mobile_client.settings import Setting
 from splitcore.artefact import Artefact
 from splitcore.codec import fit
 from splitcore.data.source import open_source
@@ -39,7 +40,8 @@ class PhoneConfig:
     target: str
     node: str = "client"
     data_dir: Path | None = None
-    threads: int = 1
+    setting: Setting = field(default_factory=Setting)
+    """which head runs, and how"""
     patience_s: float = 60.0
     """how long the phone tries to reach a server that does not answer"""
 
@@ -50,7 +52,7 @@ class Phone:
     def __init__(self, config: PhoneConfig, telemetry: Telemetry) -> None:
         self.config, self.telemetry = config, telemetry
         self.artefact = Artefact(config.artefact)
-        self._head = Head(self.artefact, config.threads)
+        self._head = Head(self.artefact, config.setting.threads, name=config.setting.head, spinning=config.setting.spinning)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="head")
 
     async def run(self, record: PassRecord) -> None:

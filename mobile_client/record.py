@@ -104,6 +104,7 @@ class PassRecord:
                 "total_ms": total_ms,
                 "late": deadline_ms is not None and total_ms > deadline_ms,
                 "bytes_up": shot.bytes_up,
+                "head": shot.head,
             }
         )
         self.done.add(shot.sequence)

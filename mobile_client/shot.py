@@ -15,6 +15,8 @@ class Shot:
     sample: int
     label: int | None
     payload: bytes
+    head: str
+    """which head computed it"""
     scheduled_ns: int
     head_start_ns: int
     head_end_ns: int

@@ -235,10 +235,10 @@ def test_sigterm_in_the_middle_of_a_pass_ends_in_order(
 
 
 def test_the_phone_never_imports_torch() -> None:
-    """Every module of the package, in a process where torch and scikit-learn cannot be imported."""
+    """Every module of the package, in a process where torch, scikit-learn and onnx cannot be imported."""
     code = """
 import importlib, pkgutil, sys
-for name in ("torch", "sklearn"):
+for name in ("torch", "sklearn", "onnx"):
     sys.modules[name] = None
 import mobile_client
 for module in pkgutil.walk_packages(mobile_client.__path__, "mobile_client."):
