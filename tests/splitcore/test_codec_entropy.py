@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import struct
 import tracemalloc
@@ -15,8 +16,9 @@ from pydantic import ValidationError
 from splitcore.artefact import Latent
 from splitcore.codec import fit
 from splitcore.codec.entropy import Entropy, EntropyCodec
+from splitcore.codec.lanes import ends, fewest, lanes_for, most
 from splitcore.codec.prior import MAX_SYMBOLS, Prior, integer_frequencies
-from splitcore.codec.rans import lanes_of
+from splitcore.codec.rans import Rans
 from splitcore.errors import CodecError
 from splitcore.latent import F32, MAX_ELEMENTS, LatentSpec
 
@@ -33,24 +35,39 @@ def laplace(shape: tuple[int, ...], scale: float, k: int, seed: int = 0) -> F32:
     return (rng.laplace(size=(k, *shape)) * widths).astype(np.float32)
 
 
-def write_slowly(symbols: list[int], channels: list[int], prior: Prior) -> bytes:
-    """The bitstream as rans.py says it, one symbol at a time."""
-    lanes = lanes_of(len(symbols))
-    x = [1 << 16] * lanes
-    words: list[int] = []
-    for e in reversed(range(len(symbols))):
-        cdf, place = prior.cdf[channels[e]], symbols[e] - prior.offset[channels[e]]
-        if not 0 <= place < len(cdf) - 2:
-            place = len(cdf) - 2
-        c, f = cdf[place], cdf[place + 1] - cdf[place]
-        lane = e % lanes
-        if x[lane] >> 16 >= f:
-            words.append(x[lane] % 2**16)
-            x[lane] >>= 16
-        x[lane] = x[lane] // f * 2**16 + x[lane] % f + c
+def write_slowly(symbols: list[int], channels: list[int], prior: Prior, lanes: int) -> bytes:
+    """The bitstream as rans.py and lanes.py say it, one symbol at a time."""
+    n = len(symbols)
+    streams: list[bytes] = []
+    for lane in range(lanes):
+        x, words = 0, b""
+        for e in reversed(range(lane * n // lanes, (lane + 1) * n // lanes)):
+            cdf, place = prior.cdf[channels[e]], symbols[e] - prior.offset[channels[e]]
+            if not 0 <= place < len(cdf) - 2:
+                place = len(cdf) - 2
+            c, f = 256 * cdf[place], 256 * (cdf[place + 1] - cdf[place])
+            if x >= f << 40:
+                words += struct.pack("<I", x % 2**32)
+                x >>= 32
+            x = x // f * 2**24 + x % f + c
+        streams.append((words + struct.pack("<Q", x)).rstrip(b"\0"))
     held = [range(prior.offset[c], prior.offset[c] + len(prior.cdf[c]) - 2) for c in channels]
     escapes = [symbol for symbol, table in zip(symbols, held, strict=True) if symbol not in table]
-    return struct.pack(f"<{lanes}I{len(words)}H{len(escapes)}h", *x, *reversed(words), *escapes)
+    head = struct.pack(f"<{lanes + 1}H", lanes, *map(len, streams))
+    return head + b"".join(streams) + struct.pack(f"<{len(escapes)}h", *escapes)
+
+
+def with_coder(codec: EntropyCodec, coder: Rans) -> EntropyCodec:
+    """The same codec, that codes with `coder` alone."""
+    again = copy.copy(codec)
+    again._coder = coder
+    return again
+
+
+def by_numpy(codec: EntropyCodec) -> EntropyCodec:
+    assert codec.latent.prior is not None
+    channel = np.arange(codec.latent.channels).repeat(codec.latent.elements // codec.latent.channels)
+    return with_coder(codec, Rans(codec.latent.prior.cdf, channel))
 
 
 @given(seed=st.integers(0, 2**32), shape=st.sampled_from([(1,), (5,), (2, 700), (3, 7, 9), (2, 23, 45)]))
@@ -60,8 +77,11 @@ def test_the_bitstream_agrees_with_its_slow_twin_that_goes_symbol_by_symbol(seed
     prior = Prior.counted(laplace(shape, 1, 1, seed + 1), [1.0] * shape[0])
     codec = codec_of(shape, prior)
     channels = np.arange(shape[0]).repeat(codec.latent.elements // shape[0]).tolist()
-    assert codec.encode(latents) == [write_slowly(row.tolist(), channels, prior) for row in codec.symbols(latents)]
-    assert codec.decode(codec.encode(latents)).tobytes() == codec.snap(latents).tobytes()
+    payloads = codec.encode(latents)
+    lanes = [struct.unpack_from("<H", payload)[0] for payload in payloads]
+    slow = [write_slowly(row.tolist(), channels, prior, of) for row, of in zip(codec.symbols(latents), lanes, strict=True)]
+    assert payloads == slow == by_numpy(codec).encode(latents)
+    assert codec.decode(payloads).tobytes() == codec.snap(latents).tobytes() == by_numpy(codec).decode(payloads).tobytes()
 
 
 @pytest.mark.parametrize(("shape", "scale"), [((24, 55, 55), 0.4), ((24, 55, 55), 3), ((12, 60, 60), 40), ((24, 29, 29), 8)])
@@ -72,22 +92,6 @@ def test_above_10_kilobytes_the_bytes_are_within_2_percent_of_the_models_entropy
     for payload, bound in zip(codec.encode(latents), bits, strict=True):
         assert len(payload) > 10_000
         assert bound < 8 * len(payload) < 1.02 * bound
-
-
-def test_the_bytes_are_about_those_of_an_independent_coder_with_the_same_tables() -> None:
-    constriction = pytest.importorskip("constriction")
-    latents = laplace((24, 55, 55), 1, 1)
-    codec = codec_of((24, 55, 55), Prior.counted(laplace((24, 55, 55), 1, 8), [1.0] * 24))
-    prior = codec.latent.prior
-    assert prior is not None
-    theirs = constriction.stream.queue.RangeEncoder()
-    for symbols, first, cdf in zip(codec.symbols(latents).reshape(24, -1), prior.offset, prior.cdf, strict=True):
-        places = symbols - first
-        assert ((places >= 0) & (places < len(cdf) - 2)).all(), "nothing here is escaped"
-        model = constriction.stream.model.Categorical(np.diff(cdf) / 65536, perfect=False)
-        theirs.encode(places.astype(np.int32), model)
-    [payload] = codec.encode(latents)
-    assert abs(len(payload) / (4 * len(theirs.get_compressed())) - 1) < 0.02
 
 
 def test_symbols_that_no_table_holds_are_escaped_up_to_int16_and_clipped_beyond() -> None:
@@ -110,6 +114,7 @@ def test_an_escape_for_what_a_table_holds_is_refused() -> None:
 def test_altered_streams_of_many_lanes_are_refused_or_give_a_valid_latent() -> None:
     codec = codec_of((2, 40, 40), Prior.counted(laplace((2, 40, 40), 1, 1), [1.0, 1.0]))
     payloads = codec.encode(laplace((2, 40, 40), 2, 40, seed=3))
+    assert {payload[0] for payload in payloads} == {6}, "lanes"
     rng = np.random.default_rng(0)
     refused = 0
     for payload in payloads:
@@ -122,14 +127,32 @@ def test_altered_streams_of_many_lanes_are_refused_or_give_a_valid_latent() -> N
                 refused += 1
             else:
                 assert np.isfinite(arrived).all() and (arrived >= codec.lo).all() and (arrived <= codec.hi).all()
-    assert lanes_of(3200) == 6 and refused > 3 * len(payloads)
+    assert refused > 3 * len(payloads)
 
 
-def test_a_state_below_its_least_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (b"", "lanes"), (b"\1", "lanes"), (b"\0\0", "lanes"), (b"\2\0\0\0\0\0", "lanes"), (b"\xff\xff" + b"\0" * 9, "lanes"),
+        (b"\1\0", "lengths"), (b"\1\0\1\0", "cut"), (b"\1\0\2\0\1\0", "zero"), (b"\1\0\1\0\1\0", "end"),
+        (b"\1\0\x0c\0" + b"\1" * 12, "end"),
+    ],
+)  # fmt: skip
+def test_a_frame_of_streams_that_is_none_is_refused(wrong: bytes, match: str) -> None:
     codec = codec_of((1, 2), Prior.of([np.ones(3)], [0], [1.0]))
-    for state in (0, 1, (1 << 16) - 1):
-        with pytest.raises(CodecError, match="altered"):
-            codec.decode([struct.pack("<I", state)])
+    for each in (codec, by_numpy(codec)):
+        with pytest.raises(CodecError, match=match):
+            each.decode([wrong])
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 511, 2523, 72_600, 802_816, MAX_ELEMENTS])
+def test_lanes_are_as_many_as_the_bytes_allow_and_none_outgrows_its_length(n: int) -> None:
+    for size in (0, 10_000, 20_000, 10**9):
+        lanes = lanes_for(n, size)
+        assert fewest(n) <= lanes <= most(n)
+        assert np.diff(ends(n, lanes)).max() * 2.001 + 16 < 1 << 16
+        if fewest(n) < lanes:
+            assert 5.6 * lanes < 0.02 * size
 
 
 def test_many_streams_of_certain_symbols_are_refused_by_what_they_add_up_to() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 import zstandard
 
 from splitcore.codec import fit
+from splitcore.codec.prior import Prior
 from splitcore.latent import LatentSpec
 
 FLOATS = LatentSpec((4,), (-8.0,) * 4, (8.0,) * 4, 1.0)
@@ -81,6 +84,25 @@ def test_uniform_of_a_samples_own_range_writes_it_before_the_codes() -> None:
     golden = bytes.fromhex("000020c0 00008040 c0")
     assert codec.encode(latent) == [golden]
     assert codec.decode([golden]).tolist() == [[[4, 4], [-2.5, -2.5]]]
+
+
+def test_entropy_writes_lanes_lengths_streams_and_what_was_escaped() -> None:
+    # of 2^24: symbol 0 from 0, 2^23 wide; 1 from 2^23, 2^22 wide; the escape from 3·2^22, 2^22 wide
+    prior = Prior((0,), ((0, 32768, 49152, 65536),), (1.0,))
+    codec = fit("entropy/" + prior.hash, LatentSpec((1, 3), (0.0,), (1.0,), 1.0, prior))
+    # backwards from x = 0: the escape of 7 gives 3·2^22; 0 gives (3·2^22 div 2^23 = 1)·2^24 + 2^22; 1 gives 5·2^24 + 2^23
+    golden = bytes.fromhex("0100 0400 00008005 0700")
+    latent = np.array([[[1, 0, 7]]], np.float32)
+    assert codec.encode(latent) == [golden] and (codec.decode([golden]) == latent).all()
+
+
+def test_entropy_of_many_symbols_is_what_it_was() -> None:
+    prior = Prior.of([np.array([1.0, 2, 4, 8, 4, 2, 1]), np.ones(3)], [-3, -1], [0.5, 1.0])
+    codec = fit("entropy/" + prior.hash, LatentSpec((2, 3000), (-1.0,) * 2, (1.0,) * 2, 1.0, prior))
+    symbols = np.arange(6000).reshape(1, 2, 3000) * 2654435761 % 2**32 / 2**32 * 5 - 2.5
+    [payload] = codec.encode(symbols.astype(np.float32))
+    assert payload[:2] == b"\x13\0", "lanes"
+    assert hashlib.sha256(payload).hexdigest()[:16] == "ceceed195ae85575"
 
 
 def test_zstd_reads_a_frame_made_by_hand() -> None:
