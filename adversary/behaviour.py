@@ -124,7 +124,7 @@ class Workshop:
             case PassBehaviour():
                 return Pass()
             case RecordBehaviour():
-                return Recorder(self._state / "recorded" / f"{behaviour.run}.jsonl")
+                return Recorder(self._state / "recorded" / f"{behaviour.run}.jsonl", self.artefact.manifest.name)
             case AttackBehaviour():
                 # samples are read, a head is loaded, workers start off the relay's loop: frames pass meanwhile
                 ready = await asyncio.to_thread(self._prepared, behaviour)
@@ -158,7 +158,7 @@ class Workshop:
         attack, pool = ready or self._prepared(behaviour)
         return LocalEngine(
             LiveOracle(self._upstream), self._ledger, attack, behaviour.threat, self._space_of(behaviour), pool=pool,
-            run=behaviour.run, nonce=secrets.token_hex(3), seed=behaviour.seed,
+            run=behaviour.run, nonce=secrets.token_hex(3), seed=behaviour.seed, model=self.artefact.manifest.name,
             max_rows=behaviour.max_rows, in_flight=behaviour.in_flight, sections=behaviour.sections, record=record,
             ended=frozenset(row["frame"] for row in read(self.sessions_path(behaviour.run))),
         )  # fmt: skip
@@ -168,7 +168,7 @@ class Workshop:
         attacker = Attacker(
             attack, behaviour.threat, engine, Journal(self.sessions_path(behaviour.run)),
             seed=behaviour.seed, order=behaviour.order, share=behaviour.share,
-            max_held=behaviour.max_held, max_held_bytes=behaviour.max_held_bytes,
+            max_held=behaviour.max_held, max_held_bytes=behaviour.max_held_bytes, model=self.artefact.manifest.name,
         )  # fmt: skip
         attacker.recall(earlier, asked_earlier([self._ledger.path, *ledgers(self._state, behaviour.run)], behaviour.run))
         return attacker

@@ -67,15 +67,18 @@ class LocalEngine:
     def __init__(
         self, oracle: Oracle, ledger: Ledger, attack: Attack, threat: ThreatModel, space_of: SpaceOf, *, run: str, nonce: str,
         seed: int = 0, pool: Pool | None = None, max_rows: int = 256, in_flight: int = 8, sections: Sections = 2,
-        record: Path | None = None, ended: frozenset[str] = frozenset(),
+        record: Path | None = None, ended: frozenset[str] = frozenset(), model: str = "",
     ) -> None:  # fmt: skip
-        """`record`: the folder to go on from after SIGKILL; `ended`: frames that need it no more."""
+        """`model`: whose tail is asked; empty: the server's choice.
+
+        `record`: the folder to go on from after SIGKILL; `ended`: frames that need it no more.
+        """
         self._attack, self._threat, self._space_of = attack, threat, space_of
         self._seed, self._pool = seed, pool
         self._ledger = ledger
         kept = None if record is None else Record(record)
         self._campaign = Campaign(
-            oracle, ledger, run=run, nonce=nonce, max_rows=max_rows, in_flight=in_flight, sections=sections,
+            oracle, ledger, run=run, nonce=nonce, max_rows=max_rows, in_flight=in_flight, sections=sections, model=model,
             record=kept, past=None if kept is None else kept.past(ledger.path, run, ended),
         )  # fmt: skip
 

@@ -42,6 +42,14 @@ class Forward:
     payload_bytes: int
 
 
+def foreign(frame: Frame, model: str) -> bool:
+    """Whether a frame is for another model than the one that an addon knows: it passes as it is, and is in the books.
+
+    A frame that names no model leaves it to the server, and is taken for ours.
+    """
+    return bool(frame.model and model) and frame.model != model
+
+
 class Addon(Protocol):
     """A behaviour on the path."""
 

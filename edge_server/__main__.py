@@ -29,7 +29,9 @@ class Outputs(StrEnum):
 
 
 def main(
-    artefact: Annotated[Path, typer.Option(help="folder of the artefact whose tail is served")],
+    artefact: Annotated[
+        list[Path], typer.Option(help="folder of an artefact whose tail is served; repeatable, the first is the default")
+    ],
     state: Annotated[Path, typer.Option(help="folder for ready.json, the token and server.jsonl")],
     listen: Annotated[str, typer.Option(help="address of the data plane; port 0: any free one")] = "127.0.0.1:0",
     control: Annotated[str, typer.Option(help="address of the control plane; port 0: any free one")] = "127.0.0.1:0",
@@ -44,14 +46,15 @@ def main(
     max_queue_size: Annotated[int, typer.Option(min=1, help="rows that may wait; above it: refused")] = 4096,
     outputs: Annotated[Outputs, typer.Option(help="scores: logits and label; label: the label alone")] = Outputs.SCORES,
     trust: Annotated[
-        list[str] | None, typer.Option(help="MODULE, or FILE.py, whose code may build the artefact's tail; repeatable")
+        list[str] | None, typer.Option(help="MODULE, or FILE.py, whose code may build an artefact's tail; repeatable")
     ] = None,
     grace_s: Annotated[float, typer.Option(min=0, help="seconds that clients have to half-close at the end")] = 3.0,
 ) -> None:
-    """Serves an artefact's tail over the Open Inference Protocol until SIGTERM."""
+    """Serves artefacts' tails over the Open Inference Protocol until SIGTERM."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     config = EdgeConfig(
-        artefact=artefact,
+        artefact=artefact[0],
+        others=tuple(artefact[1:]),
         state=state,
         listen=listen,
         control=control,

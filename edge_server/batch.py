@@ -15,7 +15,7 @@ from edge_server.log import ServerLog
 from edge_server.queue import Job, Outcome, Taken
 from edge_server.refusal import Refused, invalid
 from splitcore.errors import CodecError
-from splitcore.frame import Reply
+from splitcore.frame import EDGE_US, Reply
 from splitcore.latent import F32
 
 _log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 class Done:
     """What came of one batch, for the callers and for the metrics."""
 
+    model: str = ""
     outcomes: list[tuple[Job, Outcome]] = field(default_factory=list)
     cancelled: list[Job] = field(default_factory=list)
     computed_rows: int = 0
@@ -51,8 +52,8 @@ def decode(jobs: Sequence[Job]) -> F32:
 
 
 class BatchComputer:
-    """The steps of a batch, in the order that the log's promise needs: what is refused is not logged, what is logged
-    is computed."""
+    """The steps of one model's batch, in the order that the log's promise needs: what is refused is not logged, what is
+    logged is computed."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class BatchComputer:
         self._model, self._max_batch_size, self._labels_only = model, max_batch_size, labels_only
 
     def __call__(self, taken: Taken) -> Done:
-        done = Done(list(taken.refused), taken.cancelled)
+        done = Done(taken.model, list(taken.refused), taken.cancelled)
         if taken.batch:
             try:
                 self._run(taken.batch, done)
@@ -137,7 +138,17 @@ class BatchComputer:
                 "the latent is far outside of what the tail was trained on",
             )
         without = self._labels_only or job.frame.labels_only
-        return Reply(id=job.frame.id, scores=None if without else scores, labels=labels, model=self._model, version=VERSION)
+        took: dict[str, bool | int | str | float] = {}
+        if job.frame.timed:
+            took[EDGE_US] = (job.tail_done_ns - job.received_ns) // 1000
+        return Reply(
+            id=job.frame.id,
+            scores=None if without else scores,
+            labels=labels,
+            model=self._model,
+            version=VERSION,
+            parameters=took,
+        )
 
 
 def _fail(jobs: Sequence[Job], done: Done, text: str) -> None:

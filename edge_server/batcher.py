@@ -1,5 +1,9 @@
 """The dynamic batcher: the event loop puts requests in, one thread takes batches out, computes them, and hands the
-answers back to the loop with one call a batch. torch never runs on the event loop."""
+answers back to the loop with one call a batch. torch never runs on the event loop.
+
+Every model has a queue of its own with all of the settings' room, so no batch mixes models and a flood for one refuses
+nothing of another. Models take turns by batches: one waits at most for a batch of each other.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,8 @@ class Batcher:
     ) -> None:
         self.settings = settings
         self._compute, self._warm_up, self._on_done, self._now_ns = compute, warm_up, on_done, now_ns
-        self._queue = BatchQueue(settings)
+        self._queues: dict[str, BatchQueue] = {}
+        """by model, the one whose turn was longest ago first"""
         self._changed = threading.Condition()
         self._held = self._flushing = self._closing = False
         self._loop = asyncio.get_running_loop()
@@ -48,14 +53,20 @@ class Batcher:
 
     @property
     def pending(self) -> tuple[int, int]:
-        """(requests, rows) that wait in the queue."""
+        """(requests, rows) that wait, for whatever model."""
         with self._changed:
-            return len(self._queue), self._queue.rows
+            return sum(map(len, self._queues.values())), sum(queue.rows for queue in self._queues.values())
+
+    def pending_for(self, model: str) -> tuple[int, int]:
+        """(requests, rows) that wait in one model's queue."""
+        with self._changed:
+            queue = self._queues.get(model)
+            return (0, 0) if queue is None else (len(queue), queue.rows)
 
     def submit(self, job: Job) -> None:
-        """From the event loop. Raises Refused when the queue is full. Else `job.caller.answer` comes, once."""
+        """From the event loop. Raises Refused when its model's queue is full. Else `job.caller.answer` comes, once."""
         with self._changed:
-            self._queue.put(job)
+            self._queues.setdefault(job.model, BatchQueue(self.settings)).put(job)
             self._changed.notify()
         self._unanswered += 1
         self._idle.clear()
@@ -101,16 +112,19 @@ class Batcher:
         """Waits for the next batch; None when the batcher was closed."""
         with self._changed:
             while True:
-                if self._held or not self._queue:
+                waiting = {} if self._held else {model: queue for model, queue in self._queues.items() if len(queue)}
+                if not waiting:
                     if self._closing:
                         return None
                     self._changed.wait()
                     continue
                 now_ns = self._now_ns()
-                wait_ns = self._queue.due_ns() - now_ns
-                if wait_ns <= 0 or self._flushing:
-                    return self._queue.take(now_ns)
-                self._changed.wait(wait_ns / 1e9)
+                wait_ns = {model: queue.due_ns() - now_ns for model, queue in waiting.items()}
+                for model, queue in waiting.items():
+                    if wait_ns[model] <= 0 or self._flushing:
+                        self._queues[model] = self._queues.pop(model)  # to the end of the row
+                        return queue.take(now_ns)
+                self._changed.wait(min(wait_ns.values()) / 1e9)
 
     def _deliver(self, done: Done) -> None:
         for job, outcome in done.outcomes:

@@ -12,9 +12,9 @@ from pydantic import BaseModel, Field
 
 from edge_server.admission import VERSION
 from edge_server.metrics import Metrics
+from edge_server.models import Model as Served
 from edge_server.queue import BatchSettings
 from edge_server.service import InferenceService
-from splitcore.artefact import Artefact
 from splitcore.codec import CODECS, fit
 from splitcore.control import NDJSON, control_app, journal_response
 
@@ -64,8 +64,6 @@ def edge_app(
     *,
     service: InferenceService,
     metrics: Metrics,
-    artefact: Artefact,
-    device: str,
     threads: int,
     settings: BatchSettings,
     labels_only: bool,
@@ -75,7 +73,26 @@ def edge_app(
 ) -> FastAPI:
     """Reading only: what the edge does is decided when it starts."""
     app, _ = control_app("latentbed edge server", token=token, names=names)
-    manifest = artefact.manifest
+
+    def described(model: Served) -> Model:
+        manifest = model.artefact.manifest
+        return Model(
+            name=manifest.name,
+            version=VERSION,
+            digest=manifest.digest,
+            handshake=manifest.handshake,
+            approach=manifest.approach,
+            cut=manifest.cut,
+            latent_shape=list(manifest.latent.shape),
+            classes=list(manifest.classes),
+            codec=fit(manifest.codec, model.artefact.latent).name,
+            codecs=[codec().kind for codec in CODECS],
+            outputs=["label"] if labels_only else ["scores", "label"],
+            device=model.tail.device,
+            threads=threads,
+            ready=service.accepting,
+            batching=Batching(**vars(settings)),
+        )
 
     @app.get("/healthz")
     async def healthz() -> Health:
@@ -84,7 +101,7 @@ def edge_app(
 
     @app.get("/readyz", responses={503: {"model": Readiness}})
     async def readyz() -> Any:
-        """The model is warm and new requests are taken; 503 when not."""
+        """The models are warm and new requests are taken; 503 when not."""
         reason = "" if service.accepting else "draining" if service.draining else "the model is not loaded"
         body = Readiness(ready=service.accepting, reason=reason)
         return JSONResponse(body.model_dump(), 200 if body.ready else 503)
@@ -96,28 +113,8 @@ def edge_app(
 
     @app.get("/models")
     async def models() -> Models:
-        """What is served, from which artefact, on what, and how it is batched."""
-        return Models(
-            models=[
-                Model(
-                    name=manifest.name,
-                    version=VERSION,
-                    digest=manifest.digest,
-                    handshake=manifest.handshake,
-                    approach=manifest.approach,
-                    cut=manifest.cut,
-                    latent_shape=list(manifest.latent.shape),
-                    classes=list(manifest.classes),
-                    codec=fit(manifest.codec, artefact.latent).name,
-                    codecs=[codec().kind for codec in CODECS],
-                    outputs=["label"] if labels_only else ["scores", "label"],
-                    device=device,
-                    threads=threads,
-                    ready=service.accepting,
-                    batching=Batching(**vars(settings)),
-                )
-            ]
-        )
+        """What is served, from which artefacts, on what, and how it is batched."""
+        return Models(models=[described(model) for model in service.models])
 
     @app.get("/log", response_class=StreamingResponse, responses=NDJSON)
     def server_log(run: Annotated[str, Query(pattern=RUN)]) -> StreamingResponse:

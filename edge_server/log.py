@@ -14,10 +14,11 @@ from splitcore import journal
 
 
 class ServerLog:
-    """STATE/server.jsonl."""
+    """STATE/server.jsonl. A row says its model where the server has several."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, with_model: bool = False) -> None:
         self.path = path
+        self._with_model = with_model
         self._journal = journal.Journal(path)
 
     def append(self, jobs: Sequence[Job], now_ns: int) -> None:
@@ -30,6 +31,7 @@ class ServerLog:
                     "origin": job.frame.origin,
                     "rows": job.rows,
                     "t_ns": now_ns,
+                    **({"model": job.model} if self._with_model else {}),
                 }
                 for job in jobs
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric, UntypedMetricFamily
@@ -54,29 +54,22 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
-    def family(self, name: str, documentation: str, labels: dict[str, str]) -> HistogramMetricFamily:
+    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
         cumulative, buckets = 0, []
         for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
             cumulative += count
             buckets.append((bound, float(cumulative)))
-        family = HistogramMetricFamily(name, documentation, labels=list(labels))
-        family.add_metric(list(labels.values()), buckets, self._sum)
-        return family
+        family.add_metric(labels, buckets, self._sum)
 
 
-class Metrics(Collector):
-    """Counts of one model on this server. Written on the event loop, read on it too."""
+class Counts:
+    """Of one model. Written on the event loop, read on it too."""
 
-    def __init__(self, model: str, version: str, pending: Callable[[], tuple[int, int]]) -> None:
-        self.registry = CollectorRegistry()
-        self._labels = {"model": model, "version": version}
-        self._pending = pending
+    def __init__(self) -> None:
         self.success = self.rows = self.executions = 0
         self.failures: Counter[Reason] = Counter()
-        self.open_streams = 0
-        self._request_ns = self._queue_ns = self._input_ns = self._infer_ns = 0
-        self._latency, self._batch = Histogram(SECONDS), Histogram(ROWS)
-        self.registry.register(self)
+        self.request_ns = self.queue_ns = self.input_ns = self.infer_ns = 0
+        self.latency, self.batch = Histogram(SECONDS), Histogram(ROWS)
 
     def refused(self, reason: Reason) -> None:
         """A request that never reached the queue."""
@@ -87,49 +80,87 @@ class Metrics(Collector):
         self.failures["CANCELED"] += len(done.cancelled)
         self.executions += len(done.slices)
         self.rows += done.computed_rows
-        self._input_ns += done.input_ns
-        self._infer_ns += done.infer_ns
+        self.input_ns += done.input_ns
+        self.infer_ns += done.infer_ns
         for rows in done.slices:
-            self._batch.add(rows)
+            self.batch.add(rows)
         for job, outcome in done.outcomes:
             if isinstance(outcome, Refused):
                 self.failures[outcome.reason] += 1
                 continue
             self.success += 1
             total_ns = job.tail_done_ns - job.received_ns
-            self._request_ns += total_ns
-            self._queue_ns += job.dequeued_ns - job.received_ns
-            self._latency.add(total_ns / 1e9)
+            self.request_ns += total_ns
+            self.queue_ns += job.dequeued_ns - job.received_ns
+            self.latency.add(total_ns / 1e9)
+
+
+class Metrics(Collector):
+    """Of the whole server: the counts of its models, and what belongs to none of them."""
+
+    def __init__(self, models: Mapping[str, Counts], version: str, pending: Callable[[str], tuple[int, int]]) -> None:
+        """`pending`: (requests, rows) that wait in a model's queue."""
+        self.registry = CollectorRegistry()
+        self._models, self._version, self._pending = models, version, pending
+        self.open_streams = 0
+        self.registry.register(self)
+
+    @property
+    def executions(self) -> int:
+        """Calls of all tails."""
+        return sum(counts.executions for counts in self._models.values())
+
+    @property
+    def rows(self) -> int:
+        """Rows computed, of all models."""
+        return sum(counts.rows for counts in self._models.values())
+
+    @property
+    def failures(self) -> Counter[Reason]:
+        """Of all models."""
+        return sum((counts.failures for counts in self._models.values()), Counter())
 
     def collect(self) -> Iterator[Metric]:
-        labels = self._labels
+        labels = ("model", "version")
+        models = [((model, self._version), counts) for model, counts in self._models.items()]
 
-        def counter(name: str, documentation: str, value: float) -> UntypedMetricFamily:
-            family = UntypedMetricFamily(name, documentation, labels=list(labels))
-            family.add_metric(list(labels.values()), value)
+        def counter(name: str, documentation: str, value: Callable[[Counts], float]) -> UntypedMetricFamily:
+            family = UntypedMetricFamily(name, documentation, labels=labels)
+            for of, counts in models:
+                family.add_metric(of, value(counts))
             return family
 
-        def gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:
-            family = GaugeMetricFamily(name, documentation, labels=list(labels))
-            family.add_metric(list(labels.values()), value)
-            return family
-
-        yield counter("nv_inference_request_success", "Requests answered", self.success)
+        yield counter("nv_inference_request_success", "Requests answered", lambda of: of.success)
         failure = UntypedMetricFamily(
             "nv_inference_request_failure", "Requests refused or failed, by reason", labels=[*labels, "reason"]
         )
-        for reason, count in self.failures.items():
-            failure.add_metric([*labels.values(), reason], count)
+        for of, counts in models:
+            for reason, count in counts.failures.items():
+                failure.add_metric([*of, reason], count)
         yield failure
-        yield counter("nv_inference_count", "Rows computed", self.rows)
-        yield counter("nv_inference_exec_count", "Calls of the tail, one a batch or slice", self.executions)
-        yield counter("nv_inference_request_duration_us", "Received to computed, answered ones", self._request_ns / 1e3)
-        yield counter("nv_inference_queue_duration_us", "Received to dequeued, answered ones", self._queue_ns / 1e3)
-        yield counter("nv_inference_compute_input_duration_us", "Decoding, a batch once", self._input_ns / 1e3)
-        yield counter("nv_inference_compute_infer_duration_us", "Logging and the tail, a batch once", self._infer_ns / 1e3)
-        requests, rows = self._pending()
-        yield gauge("nv_inference_pending_request_count", "Requests that wait in the queue", requests)
-        yield gauge("latentbed_pending_rows", "Rows that wait in the queue", rows)
-        yield gauge("latentbed_open_streams", "Streams that are open", self.open_streams)
-        yield self._latency.family("latentbed_request_latency_seconds", "Received to computed, answered ones", labels)
-        yield self._batch.family("latentbed_batch_rows", "Rows a call of the tail", labels)
+        yield counter("nv_inference_count", "Rows computed", lambda of: of.rows)
+        yield counter("nv_inference_exec_count", "Calls of the tail, one a batch or slice", lambda of: of.executions)
+        yield counter("nv_inference_request_duration_us", "Received to computed, answered ones", lambda of: of.request_ns / 1e3)
+        yield counter("nv_inference_queue_duration_us", "Received to dequeued, answered ones", lambda of: of.queue_ns / 1e3)
+        yield counter("nv_inference_compute_input_duration_us", "Decoding, a batch once", lambda of: of.input_ns / 1e3)
+        yield counter(
+            "nv_inference_compute_infer_duration_us", "Logging and the tail, a batch once", lambda of: of.infer_ns / 1e3
+        )
+        requests = GaugeMetricFamily(
+            "nv_inference_pending_request_count", "Requests that wait in the model's queue", labels=labels
+        )
+        rows = GaugeMetricFamily("latentbed_pending_rows", "Rows that wait in the model's queue", labels=labels)
+        for of, _ in models:
+            waiting = self._pending(of[0])
+            requests.add_metric(of, waiting[0])
+            rows.add_metric(of, waiting[1])
+        yield from (requests, rows)
+        yield GaugeMetricFamily("latentbed_open_streams", "Streams that are open", value=self.open_streams)
+        latency = HistogramMetricFamily(
+            "latentbed_request_latency_seconds", "Received to computed, answered ones", labels=labels
+        )
+        batch = HistogramMetricFamily("latentbed_batch_rows", "Rows a call of the tail", labels=labels)
+        for of, counts in models:
+            counts.latency.add_to(latency, of)
+            counts.batch.add_to(batch, of)
+        yield from (latency, batch)

@@ -16,12 +16,13 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from edge_server.admission import VERSION
+from edge_server.admission import VERSION, Admission
 from edge_server.batch import BatchComputer
 from edge_server.batcher import Batcher
 from edge_server.control import edge_app
 from edge_server.log import ServerLog
 from edge_server.metrics import Metrics
+from edge_server.models import Model, Models, OnDevice, check_names
 from edge_server.onnx_tail import OnnxTail
 from edge_server.queue import BatchSettings
 from edge_server.service import InferenceService
@@ -43,7 +44,10 @@ class EdgeConfig:
     """Everything that the command line decides."""
 
     artefact: Path
+    """of the model that is meant by whoever names none"""
     state: Path
+    others: tuple[Path, ...] = ()
+    """artefacts of further models"""
     listen: str = "127.0.0.1:0"
     control: str = "127.0.0.1:0"
     token_file: Path | None = None
@@ -55,7 +59,7 @@ class EdgeConfig:
     """0: half the cores"""
     labels_only: bool = False
     trust: tuple[str, ...] = ()
-    """modules or files whose code may build the artefact's tail"""
+    """modules or files whose code may build an artefact's tail"""
     batching: BatchSettings = field(default_factory=BatchSettings)
     grace_s: float = 3.0
     """how long clients have to half-close their streams at the end"""
@@ -79,36 +83,29 @@ class EdgeServer:
         config = self.config
         begin(config.state)
         keep_memory()
-        artefact = Artefact(config.artefact)
+        artefacts = [Artefact(folder) for folder in (config.artefact, *config.others)]
+        check_names(artefacts)
         token = load_token(config.token_file or config.state / "token")
-        log = ServerLog(config.state / LOG_FILE)
+        log = ServerLog(config.state / LOG_FILE, with_model=len(artefacts) > 1)
         rim.callback(log.close)
         telemetry = Telemetry(config.node, config.telemetry)
         rim.callback(telemetry.close)
         threads = config.threads or default_threads()
-        size = config.batching.max_batch_size
-        tail: Tail | OnnxTail
-        if artefact.manifest.tail.net == "onnx":
-            tail = OnnxTail(artefact, device=config.device, threads=threads, max_batch_size=size)
-        else:
-            tail = Tail(artefact, device=config.device, threads=threads, max_batch_size=size, trusted=config.trust)
-        computer = BatchComputer(
-            tail,
-            log,
-            model=artefact.manifest.name,
-            max_batch_size=config.batching.max_batch_size,
-            labels_only=config.labels_only,
-            now_ns=now_ns,
+        models = Models([self._model(artefact, log, threads) for artefact in artefacts])
+        self.metrics = Metrics(
+            {model.name: model.counts for model in models}, VERSION, lambda name: self.batcher.pending_for(name)
         )
-        self.metrics = Metrics(artefact.manifest.name, VERSION, lambda: self.batcher.pending)
-        self.batcher = Batcher(config.batching, computer, warm_up=tail.warm_up, on_done=self.metrics.done)
+        self.batcher = Batcher(
+            config.batching,
+            models.compute,
+            warm_up=models.warm_up,
+            on_done=lambda done: models.counts(done.model).done(done),
+        )
         rim.push_async_callback(self.batcher.close)
-        self.service = InferenceService(artefact, self.batcher, self.metrics, telemetry, labels_only=config.labels_only)
+        self.service = InferenceService(models, self.batcher, self.metrics, telemetry, labels_only=config.labels_only)
         app = edge_app(
             service=self.service,
             metrics=self.metrics,
-            artefact=artefact,
-            device=tail.device,
             threads=threads,
             settings=config.batching,
             labels_only=config.labels_only,
@@ -138,6 +135,24 @@ class EdgeServer:
         self.service.ready = True
         await self._set_health(SERVING)
         tell_ready(config.state, control=self.control, grpc=self.address)
+
+    def _model(self, artefact: Artefact, log: ServerLog, threads: int) -> Model:
+        """Raises ArtefactError; ValueError for a device that is not there."""
+        config, size = self.config, self.config.batching.max_batch_size
+        tail: OnDevice
+        if artefact.manifest.tail.net == "onnx":
+            tail = OnnxTail(artefact, device=config.device, threads=threads, max_batch_size=size)
+        else:
+            tail = Tail(artefact, device=config.device, threads=threads, max_batch_size=size, trusted=config.trust)
+        computer = BatchComputer(
+            tail,
+            log,
+            model=artefact.manifest.name,
+            max_batch_size=size,
+            labels_only=config.labels_only,
+            now_ns=now_ns,
+        )
+        return Model(artefact=artefact, tail=tail, computer=computer, admission=Admission(artefact))
 
     async def drain(self) -> None:
         """Answers what was accepted, refuses what comes now, and closes everything."""

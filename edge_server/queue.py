@@ -62,6 +62,8 @@ class Job:
     received_ns: int
     deadline_ns: int | None = None
     payload_bytes: int = 0
+    model: str = ""
+    """by the name under which it is served: the frame itself may leave it out"""
     dequeued_ns: int = 0
     decoded_ns: int = 0
     tail_done_ns: int = 0
@@ -73,15 +75,16 @@ class Job:
 
 @dataclass(slots=True)
 class Taken:
-    """What left the queue together."""
+    """What left a model's queue together."""
 
     batch: list[Job] = field(default_factory=list)
     refused: list[tuple[Job, Refused]] = field(default_factory=list)
     cancelled: list[Job] = field(default_factory=list)
+    model: str = ""
 
 
 class BatchQueue:
-    """First come, first served. `put` and `take` are called under the batcher's lock."""
+    """One model's requests: first come, first served. `put` and `take` are called under the batcher's lock."""
 
     def __init__(self, settings: BatchSettings) -> None:
         self.settings = settings
@@ -117,7 +120,7 @@ class BatchQueue:
 
         Those whose deadline has passed, or whose caller has gone, leave too, but not into the batch.
         """
-        taken, rows = Taken(), 0
+        taken, rows = Taken(model=self._jobs[0].model if self._jobs else ""), 0
         while self._jobs:
             job = self._jobs[0]
             alive = not job.caller.gone and (job.deadline_ns is None or now_ns < job.deadline_ns)

@@ -1,9 +1,9 @@
 """The Open Inference Protocol v2 over grpc.aio, with Triton's ModelStreamInfer: raw bytes in, raw bytes out.
 
-Every call starts with our handshake as initial metadata, so that a client can compare before it sends a frame. A client
-that sends its own and holds another artefact is refused: in a unary call by status, in a stream by an in-band answer to
-each frame, because a stream that the server ends while the client writes shows INTERNAL there instead of the reason
-(grpc#36066).
+Every call starts with our handshakes as initial metadata, one a model, so that a client can compare before it sends a
+frame. A client that sends its own and holds another artefact is refused: in a unary call by status, in a stream by an
+in-band answer to each frame, because a stream that the server ends while the client writes shows INTERNAL there instead of
+the reason (grpc#36066).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import TypeAlias
 
 import grpc
 
-from edge_server.admission import VERSION, Admission
+from edge_server.admission import VERSION
 from edge_server.batcher import Batcher
 from edge_server.metrics import Metrics
+from edge_server.models import Model, Models
 from edge_server.queue import Job, Outcome
 from edge_server.refusal import Refused, draining, invalid
 from edge_server.stream import Stream
-from splitcore.artefact import Artefact
 from splitcore.errors import WireError
 from splitcore.frame import Reply
 from splitcore.telemetry.clock import now_ns
@@ -46,28 +46,17 @@ class Unary:
 
 
 class InferenceService:
-    """The methods of `inference.GRPCInferenceService` for one artefact."""
+    """The methods of `inference.GRPCInferenceService` for the models there are."""
 
     def __init__(
-        self, artefact: Artefact, batcher: Batcher, metrics: Metrics, telemetry: Telemetry, *, labels_only: bool = False
+        self, models: Models, batcher: Batcher, metrics: Metrics, telemetry: Telemetry, *, labels_only: bool = False
     ) -> None:
-        self.admission = Admission(artefact)
+        self.models = models
         self.ready = False
         self.draining = False
         self._batcher, self._metrics, self._telemetry = batcher, metrics, telemetry
         self._streams: set[Stream] = set()
-        self._initial = ((oip.ARTEFACT_METADATA, self.admission.handshake),)
-        latent, classes = artefact.latent.shape, len(artefact.manifest.classes)
-        outputs = (oip.TensorMetadata(oip.SCORES, "FP32", (-1, classes)), oip.TensorMetadata(oip.LABEL, "INT64", (-1,)))
-        self._model = oip.pack_model_metadata(
-            oip.ModelMetadata(
-                name=self.admission.model,
-                versions=(VERSION,),
-                platform="latentbed_torch",
-                inputs=(oip.TensorMetadata(oip.INPUT, "FP32", (-1, *latent)),),
-                outputs=outputs[1:] if labels_only else outputs,
-            )
-        )
+        self._labels_only = labels_only
         self._server = oip.pack_server_metadata("latentbed", importlib.metadata.version("latentbed"), EXTENSIONS)
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -85,29 +74,29 @@ class InferenceService:
         return grpc.method_handlers_generic_handler(oip.SERVICE, methods)
 
     async def server_live(self, message: bytes, context: Context) -> bytes:
-        await context.send_initial_metadata(self._initial)
+        await context.send_initial_metadata(self.models.handshakes)
         return oip.pack_flag(oip.LIVE, True)
 
     async def server_ready(self, message: bytes, context: Context) -> bytes:
-        await context.send_initial_metadata(self._initial)
+        await context.send_initial_metadata(self.models.handshakes)
         return oip.pack_flag(oip.READY, self.accepting)
 
     async def server_metadata(self, message: bytes, context: Context) -> bytes:
-        await context.send_initial_metadata(self._initial)
+        await context.send_initial_metadata(self.models.handshakes)
         return self._server
 
     async def model_ready(self, message: bytes, context: Context) -> bytes:
-        await self._open_for_model(message, context)
+        await self._model_of(message, context)
         return oip.pack_flag(oip.MODEL_READY, self.accepting)
 
     async def model_metadata(self, message: bytes, context: Context) -> bytes:
-        await self._open_for_model(message, context)
-        return self._model
+        model = await self._model_of(message, context)
+        return oip.pack_model_metadata(_described(model, self._labels_only))
 
     async def model_infer(self, message: bytes, context: Context) -> bytes:
         received_ns = now_ns()
-        await context.send_initial_metadata(self._initial)
-        mismatch = self.admission.check_handshake(context.invocation_metadata())
+        await context.send_initial_metadata(self.models.handshakes)
+        mismatch = self.models.check_handshake(context.invocation_metadata())
         caller = Unary()
         refusal = self._submit(message, caller, received_ns, mismatch, context.time_remaining())
         if refusal is not None:
@@ -125,8 +114,8 @@ class InferenceService:
         return reply
 
     async def model_stream_infer(self, requests: object, context: Context) -> None:
-        await context.send_initial_metadata(self._initial)
-        mismatch = self.admission.check_handshake(context.invocation_metadata())
+        await context.send_initial_metadata(self.models.handshakes)
+        mismatch = self.models.check_handshake(context.invocation_metadata())
         stream = Stream(context, self.replied)
 
         def take(message: bytes) -> None:
@@ -177,15 +166,15 @@ class InferenceService:
         remaining_s: float | None,
     ) -> tuple[str, Refused] | None:
         """None when the request is in the queue, else (its id, why not)."""
-        frame_id = ""
+        frame_id = model = ""
         try:
             frame = oip.unpack_request(message)
-            frame_id = frame.id
+            frame_id, model = frame.id, frame.model
             if mismatch is not None:
                 raise mismatch
             if self.draining:
                 raise draining()
-            job = self.admission.job(frame, caller, received_ns)
+            job = self.models.find(frame.model, frame.version).admission.job(frame, caller, received_ns)
             if remaining_s is not None:
                 until_ns = received_ns + int(remaining_s * 1e9)
                 job.deadline_ns = until_ns if job.deadline_ns is None else min(until_ns, job.deadline_ns)
@@ -197,18 +186,34 @@ class InferenceService:
             refusal = error.with_traceback(None)
         else:
             return None
-        self._metrics.refused(refusal.reason)
+        self.models.counts(model).refused(refusal.reason)
         return frame_id, refusal
 
-    async def _open_for_model(self, message: bytes, context: Context) -> None:
-        """Initial metadata, then the checks of a call that names a model."""
-        await context.send_initial_metadata(self._initial)
-        refusal = self.admission.check_handshake(context.invocation_metadata())
+    async def _model_of(self, message: bytes, context: Context) -> Model:
+        """Initial metadata, then the checks of a call that names a model, and that model."""
+        await context.send_initial_metadata(self.models.handshakes)
+        refusal = self.models.check_handshake(context.invocation_metadata())
         try:
-            self.admission.check_model(*oip.unpack_model_name(message))
+            model = self.models.find(*oip.unpack_model_name(message))
         except WireError as error:
             refusal = refusal or invalid(str(error))
         except Refused as error:
             refusal = refusal or error
         if refusal is not None:
             await context.abort(refusal.code, refusal.text)
+        return model
+
+
+def _described(model: Model, labels_only: bool) -> oip.ModelMetadata:
+    manifest = model.artefact.manifest
+    outputs = (
+        oip.TensorMetadata(oip.SCORES, "FP32", (-1, len(manifest.classes))),
+        oip.TensorMetadata(oip.LABEL, "INT64", (-1,)),
+    )
+    return oip.ModelMetadata(
+        name=manifest.name,
+        versions=(VERSION,),
+        platform="latentbed_torch",
+        inputs=(oip.TensorMetadata(oip.INPUT, "FP32", (-1, *manifest.latent.shape)),),
+        outputs=outputs[1:] if labels_only else outputs,
+    )

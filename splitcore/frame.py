@@ -15,6 +15,9 @@ from splitcore.latent import F32
 Origin = Literal["client", "query"]
 """who asked: the phone (its frames, also when a relay passes them on), or an adversary's own queries"""
 
+EDGE_US = "lb_edge_us"
+"""parameter of a reply to a frame that asked for it: microseconds from the frame's arrival at the server to its scores"""
+
 WORD = r"[A-Za-z0-9_.:+-]{1,96}"
 """what a run and a client may be called, as a regular expression"""
 _ID = re.compile(rf"(?P<run>{WORD})/(?P<client>{WORD})/(?P<sequence>0|[1-9][0-9]{{0,11}})")
@@ -60,6 +63,8 @@ class Frame:
     """the frame's deadline, relative, in microseconds; Triton's `timeout`. None: no deadline"""
     labels_only: bool = False
     """ask for the output `label` alone"""
+    timed: bool = False
+    """ask the server to say how long the frame was with it"""
 
     @property
     def rows(self) -> int:
@@ -80,6 +85,12 @@ class Reply:
     model: str = ""
     version: str = ""
     parameters: dict[str, bool | int | str | float] = field(default_factory=dict)
+
+    @property
+    def edge_ms(self) -> float | None:
+        """How long the frame was at the server, from its arrival to its scores; None where it does not say."""
+        took_us = self.parameters.get(EDGE_US)
+        return took_us / 1e3 if isinstance(took_us, int) else None
 
     @property
     def label(self) -> int:

@@ -22,3 +22,18 @@ def digits_artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artefacts") / "digits"
     export(train(recipe, progress=False, device="cpu"), recipe, load("digits", "test"), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits_cuts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of digits-wide (light head, large latent) and digits-narrow (heavy head, small latent), hardly trained."""
+    from splitcore.data import load
+    from splitcore.nn.export import export
+    from splitcore.nn.recipe import load_recipe
+    from splitcore.nn.training import train
+
+    folder = tmp_path_factory.mktemp("cuts")
+    for name in ("digits-wide", "digits-narrow"):
+        recipe = dataclasses.replace(load_recipe(RECIPES / f"{name}.yaml"), epochs=1)
+        export(train(recipe, progress=False, device="cpu"), recipe, load("digits", "test"), folder / name)
+    return folder / "digits-wide", folder / "digits-narrow"

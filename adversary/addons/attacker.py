@@ -16,7 +16,7 @@ from dataclasses import asdict
 from adversary.attacks import Attack
 from adversary.engine import Engine, Job, stream
 from adversary.ledger import Kind
-from adversary.relay import Forward, Order
+from adversary.relay import Forward, Order, foreign
 from adversary.session import Outcome
 from splitcore.frame import Frame
 from splitcore.journal import Journal, Row
@@ -38,13 +38,16 @@ class Attacker:
 
     def __init__(
         self, attack: Attack, threat: ThreatModel, engine: Engine, sessions: Journal, *,
-        seed: int, order: Order = "overtake", share: float = 1.0, max_held: int = 256, max_held_bytes: int = 64 << 20
+        seed: int, order: Order = "overtake", share: float = 1.0, max_held: int = 256, max_held_bytes: int = 64 << 20,
+        model: str = "",
     ) -> None:  # fmt: skip
+        """`model`: what the attack knows; frames that name another pass. Empty: whatever they name."""
         self.order: Order = order
         self.counts: Counter[str] = Counter()
         """frames held now and in all, sessions by reason, queries"""
         self.attack, self._threat = attack, threat
         self.engine, self._sessions = engine, sessions
+        self._model = model
         self._seed, self._share = seed, share
         self._max_held, self._max_held_bytes = max_held, max_held_bytes
         self._held = self._held_bytes = 0
@@ -72,6 +75,8 @@ class Attacker:
         size = sum(map(len, frame.payloads))
         if frame.rows != 1:
             return Forward(message, "error: a frame of more than one latent is not held", size)
+        if foreign(frame, self._model):
+            return Forward(message, "foreign", size)
         known = self._outcomes.get(frame.id)
         if known is not None:
             return self._hold(message, size, known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from adversary.ledger import Kind
-from adversary.relay import Forward, Order
+from adversary.relay import Forward, Order, foreign
 from splitcore.frame import Frame, Reply
 from splitcore.journal import Journal, Row
 
@@ -33,18 +33,22 @@ class Recorder:
     kind: Kind = "clean"
     order: Order = "overtake"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, model: str = "") -> None:
+        """`model`: whose frames are written, and those that name none; empty: all."""
+        self._model = model
         self._journal = Journal(path)
         self._open = True
 
     def request(self, frame: Frame, message: bytes) -> Forward:
+        if foreign(frame, self._model):
+            return Forward(message, "foreign", sum(map(len, frame.payloads)))
         payloads = [bytes(payload).hex() for payload in frame.payloads]
         row = {"event": "sent", "id": frame.id, "attempt": frame.attempt, "codec": frame.codec, "shape": frame.shape}
         self._journal.append({**row, "payloads": payloads})
         return Forward(message, "recorded", sum(map(len, frame.payloads)))
 
     def reply(self, frame: Frame, reply: Reply) -> None:
-        if not self._open:
+        if not self._open or foreign(frame, self._model):
             return  # the answer to a frame that passed before the behaviour changed
         row: Row = {"event": "answered", "id": frame.id, "attempt": frame.attempt}
         if reply.error is not None:

@@ -30,6 +30,7 @@ UNARY_METHODS = (LIVE, READY, MODEL_READY, SERVER_METADATA, MODEL_METADATA, INFE
 
 INPUT, SCORES, LABEL = "latent", "scores", "label"
 CODEC_KEY, SHAPE_KEY, ATTEMPT_KEY, ORIGIN_KEY = "lb_codec", "lb_shape", "lb_attempt", "lb_origin"
+TIMED_KEY = "lb_timed"
 TIMEOUT_KEY = "timeout"
 """Triton's name: a relative deadline in microseconds"""
 ARTEFACT_METADATA = "latentbed-artefact"
@@ -59,6 +60,8 @@ def pack_request(frame: Frame) -> bytes:
         parameters[ORIGIN_KEY].string_param = frame.origin
     if frame.timeout_us is not None:
         parameters[TIMEOUT_KEY].int64_param = frame.timeout_us
+    if frame.timed:
+        parameters[TIMED_KEY].bool_param = True
     if frame.labels_only:
         message.outputs.add(name=LABEL)
     tensor = message.inputs.add(name=INPUT)
@@ -133,6 +136,7 @@ def unpack_request(message: bytes) -> Frame:
         version=request.model_version,
         timeout_us=timeout if timeout is not None and timeout > 0 else None,
         labels_only=len(request.outputs) == 1 and request.outputs[0].name == LABEL,
+        timed=TIMED_KEY in request.parameters and request.parameters[TIMED_KEY].bool_param,
     )
 
 

@@ -48,6 +48,8 @@ class Between:
     relay: str
     http: httpx.Client
     token: dict[str, str]
+    state: Path
+    """of the adversary"""
 
     def put(self, behaviour: dict[str, Any]) -> httpx.Response:
         return self.http.put("/behaviour", json=behaviour, headers=self.token)
@@ -73,7 +75,7 @@ def between(digits_artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         stopping.callback(adversary.stop)
         ready = adversary.wait_ready()
         http = stopping.enter_context(httpx.Client(base_url=f"http://{ready['control']}", timeout=30))
-        yield Between(Artefact(digits_artefact), ready["grpc"], http, {"Authorization": f"Bearer {token}"})
+        yield Between(Artefact(digits_artefact), ready["grpc"], http, {"Authorization": f"Bearer {token}"}, adversary.state)
 
 
 def test_what_it_does_changes_while_it_runs_and_only_with_the_token(between: Between) -> None:
@@ -123,6 +125,26 @@ def test_the_frames_own_deadline_bounds_the_hold_too(between: Between) -> None:
     between.put({"kind": "pass"})
     [session] = rows_of(between.http.get("/sessions", params={"run": "own"}).content.splitlines())
     assert session["reason"] == "deadline"
+
+
+def test_a_frame_of_another_model_passes_as_it_is_and_is_in_the_books(between: Between) -> None:
+    for run, behaviour in (("foreign", SQUARE), ("foreign-record", {"kind": "record"})):
+        between.put({**behaviour, "run": run})
+        with pytest.raises(grpc.RpcError) as refused:
+            between.infer(f"{run}/phone/0", 3, model="another")
+        # the server's own words: it was asked for that model, and nobody attacked or kept the frame
+        assert "got 'another'" in refused.value.details()
+        between.infer(f"{run}/phone/1", 3, model=between.artefact.manifest.name)
+        between.put({"kind": "pass"})
+        rows = list(rows_of(between.http.get("/ledger", params={"run": run}).content.splitlines()))
+        passed = {row["id"]: row["why"] for row in rows if row.get("kind") != "query" and row["event"] == "sent"}
+        assert passed[f"{run}/phone/0"] == "foreign" != passed[f"{run}/phone/1"]
+        events = [row["event"] for row in rows if row["id"] == f"{run}/phone/0"]
+        assert events == ["sent", "lost"]
+    [session] = rows_of(between.http.get("/sessions", params={"run": "foreign"}).content.splitlines())
+    assert session["frame"] == "foreign/phone/1"
+    recorded = [row["id"] for row in read(between.state / "recorded" / "foreign-record.jsonl")]
+    assert recorded == ["foreign-record/phone/1"] * 2
 
 
 def test_over_the_bound_the_original_goes_on_at_once_and_is_counted(between: Between) -> None:
@@ -253,7 +275,7 @@ def test_an_adversary_that_was_killed_goes_on_with_its_sessions(digits_artefact:
             ready = adversary.wait_ready()
             token = {"Authorization": f"Bearer {load_token(tmp_path / 'adversary' / 'token')}"}
             with httpx.Client(base_url=f"http://{ready['control']}", timeout=30) as http:
-                there = Between(Artefact(digits_artefact), ready["grpc"], http, token)
+                there = Between(Artefact(digits_artefact), ready["grpc"], http, token, adversary.state)
                 assert there.put(behaviour).status_code == 200
                 with concurrent.futures.ThreadPoolExecutor() as threads:
                     reply = threads.submit(there.infer, "killed/phone/0", 3, attempt=life + 1)
