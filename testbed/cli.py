@@ -128,6 +128,26 @@ def study(
     )  # fmt: skip
 
 
+@app.command()
+def rates(
+    file: Annotated[Path, typer.Argument(help="curves, as scenarios/rates-*.yaml")],
+    out: Annotated[
+        Path | None, typer.Option(help="where NAME.md, NAME.json and NAME.png are written; default RUNS/rates/NAME")
+    ] = None,
+    runs: Runs = Path("runs"),
+    data_dir: DataDir = None,
+    device: Annotated[str, typer.Option(help="of trainings and of the edge: auto, cpu or cuda")] = "auto",
+    fresh: Annotated[bool, typer.Option("--fresh", help="forget what was measured before")] = False,
+) -> None:
+    """Measure accuracy over bytes really sent, for ways of training and codecs; cut off, it goes on with what is missing."""
+    from testbed.rates.command import rates as run_rates
+
+    run_rates(
+        file, out, runs, console, lambda recipe, artefact: _train(recipe, artefact, data_dir, device, if_missing=True),
+        device=device, data_dir=data_dir, fresh=fresh,
+    )  # fmt: skip
+
+
 def _train(recipe: Path, out: Path, data_dir: Path | None, device: str, *, if_missing: bool) -> None:
     """In a process of its own: the testbed itself needs no torch."""
     command = [sys.executable, "-m", "splitcore.nn", str(recipe), "--out", str(out), "--device", device]

@@ -49,7 +49,10 @@ class Fit:
             first = self._restore(self._saved)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"),
                    TimeRemainingColumn())  # fmt: skip
-        with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            console.width = 120
+        with Progress(*columns, console=console, disable=not progress) as bar:
             for at, stage in enumerate(stages[first:], first):
                 of = f", stage {at + 1} of {len(stages)}" if len(stages) > 1 else ""
                 self._stage(at, stage, f"training {name}{of}", bar)
