@@ -153,8 +153,11 @@ def _train(recipe: Path, out: Path, data_dir: Path | None, device: str, *, if_mi
     command = [sys.executable, "-m", "splitcore.nn", str(recipe), "--out", str(out), "--device", device]
     command += ["--if-missing"] if if_missing else []
     command += [] if data_dir is None else ["--data-dir", str(data_dir)]
-    if subprocess.run(command, check=False).returncode:
-        raise ArtefactError(f"training {recipe} failed: see above")
+    code = subprocess.run(command, check=False).returncode
+    if code < 0:
+        raise ArtefactError(f"training {recipe} was ended by signal {-code}: was there memory enough?")
+    if code:
+        raise typer.Exit(code)  # it has said why
 
 
 def _run(scenario: Scenario, runs: Path, data_dir: Path | None, folder: Path | None = None) -> None:

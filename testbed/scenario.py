@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from adversary.attacks import AttackConfig, OwnAttack
 from adversary.pool import PoolConfig, Recording, fits_pool
@@ -64,6 +64,16 @@ class RecordPass(_Strict):
     do better than on frames that they have not seen"""
     frames: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
     """of this pass; None: the scenario's"""
+
+
+def _which(entry: Any) -> str:
+    """By what it is like, so that what is wrong with it is said once."""
+    is_attack = "attack" in entry if isinstance(entry, dict) else not isinstance(entry, RecordPass)
+    return "(attack)" if is_attack else "(record)"
+
+
+Pass: TypeAlias = AttackPass | RecordPass
+EitherPass: TypeAlias = Annotated[AttackPass, Tag("(attack)")] | Annotated[RecordPass, Tag("(record)")]
 
 
 class Edge(_Strict):
@@ -125,7 +135,7 @@ class Scenario(_Strict):
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     adversary: bool | Adversary = True
     """False: the client reaches the edge directly, there are no attacks"""
-    attacks: tuple[AttackPass | RecordPass, ...] = ()
+    attacks: tuple[Annotated[EitherPass, Discriminator(_which)], ...] = ()
     edge: Edge = Edge()
     nodes: Nodes | None = None
     """None: three processes on loopback"""
@@ -155,7 +165,6 @@ class Scenario(_Strict):
 
 Trusting = TypeVar("Trusting", Edge, Adversary)
 SCENARIO: TypeAdapter[Scenario] = TypeAdapter(Scenario)
-Pass: TypeAlias = AttackPass | RecordPass
 
 
 def load_scenario(path: Path) -> Scenario:

@@ -30,9 +30,9 @@ def main(
     fresh: Annotated[bool, typer.Option("--fresh", help="forget a training of OUT that was cut off")] = False,
 ) -> None:
     """Trains RECIPE and writes its artefact to OUT; a training that was cut off goes on."""
-    if fresh and (out / CHECKPOINTS).exists():
-        shutil.rmtree(out / CHECKPOINTS)
     try:
+        if fresh and (out / CHECKPOINTS).exists():
+            shutil.rmtree(out / CHECKPOINTS)
         _run(
             load_recipe(recipe),
             out,
@@ -42,7 +42,7 @@ def main(
             threads=threads,
             compiled=compiled,
         )
-    except LatentbedError as error:
+    except (LatentbedError, OSError) as error:
         typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
         raise typer.Exit(1) from error
 
@@ -53,6 +53,7 @@ def _run(
     if if_missing and is_artefact_of(recipe, out):
         typer.echo(f"{out} holds the artefact of recipe {recipe.name} already")
         return
+    out.mkdir(parents=True, exist_ok=True)  # before the hours of a training
     keep = out / CHECKPOINTS
     model = train(recipe, data_dir, device=device, threads=threads, keep=keep, compiled=compiled)
     manifest = export(model, recipe, load(recipe.dataset, "test", data_dir), out).manifest

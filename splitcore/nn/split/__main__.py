@@ -57,7 +57,7 @@ def main(
         manifest = artefact.manifest
         typer.echo(f"{out}: {manifest.handshake}, latent {list(cut.shape)}, accuracy {manifest.accuracy:.2%} on its samples")
         typer.echo(f"attack it: `artefact: {out}` in a scenario, then latentbed run")
-    except LatentbedError as error:
+    except (LatentbedError, OSError) as error:
         typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
         raise typer.Exit(1) from error
 
@@ -89,4 +89,6 @@ def _listed(graph: Graph, most: int) -> Table:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False)
+    app.command()(main)
+    app(prog_name="latentbed split")
