@@ -83,6 +83,17 @@ def quantise(context: typer.Context) -> None:
     raise typer.Exit(subprocess.run([sys.executable, "-m", "splitcore.nn.quantise", *context.args], check=False).returncode)
 
 
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}, add_help_option=False
+)
+def plan(context: typer.Context) -> None:
+    """Where to cut, for a link: every candidate measured on this device and against a live edge: `latentbed plan --help`."""
+    # imported here: the other commands need no onnxruntime
+    from testbed.plan.__main__ import app as planning
+
+    planning(context.args, prog_name="latentbed plan")
+
+
 @app.command()
 def report(run_dir: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
     """Build a run's report again."""

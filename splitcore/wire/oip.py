@@ -43,6 +43,8 @@ MAX_ATTEMPT = (1 << 31) - 1
 MAX_DIMENSIONS = 8
 RAW_INPUTS, RAW_OUTPUTS, INFER_RESPONSE = 7, 6, 2
 """the protocol's numbers of the fields in which tensors travel, and of the response inside a streamed answer"""
+PADDING = 15
+"""a number that no request has"""
 _RAW_INPUTS_TAG = bytes([RAW_INPUTS << 3 | 2])
 
 
@@ -348,6 +350,11 @@ def pack_flag(method: str, value: bool) -> bytes:
     if method == READY:
         return pb.ServerReadyResponse(ready=value).SerializeToString()
     return pb.ModelReadyResponse(ready=value).SerializeToString()
+
+
+def pack_padding(content: bytes) -> bytes:
+    """Any request made heavier: a field that no message of the protocol has, and every reader skips."""
+    return b"".join((bytes([PADDING << 3 | 2]), _varint(len(content)), content))
 
 
 def pack_model_name(name: str, version: str = "") -> bytes:

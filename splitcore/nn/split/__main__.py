@@ -37,7 +37,7 @@ def main(
 ) -> None:
     """Where MODEL can be cut; with --at, --out and --dataset: head, tail and manifest of that cut."""
     try:
-        graph = Graph(source.load(model, _shape(image) if image else None), model)
+        graph = Graph(source.load(model, shape_of(image) if image else None), model)
         if not at:
             console.print(_listed(graph, most))
             return
@@ -52,7 +52,7 @@ def main(
             raise ScenarioError(f"expected --name of letters, digits and _.+- ({NAME}), got {name!r}")
         artefact = split(
             graph, cut, out, name=name, codec=parse(codec), calibration=load(known[0], "train", data_dir),
-            samples=load(known[0], "test", data_dir), mean=_numbers(mean, "--mean"), std=_numbers(std, "--std"),
+            samples=load(known[0], "test", data_dir), mean=numbers(mean, "--mean"), std=numbers(std, "--std"),
         )  # fmt: skip
         manifest = artefact.manifest
         typer.echo(f"{out}: {manifest.handshake}, latent {list(cut.shape)}, accuracy {manifest.accuracy:.2%} on its samples")
@@ -62,14 +62,14 @@ def main(
         raise typer.Exit(1) from error
 
 
-def _shape(text: str) -> tuple[int, int, int]:
+def shape_of(text: str) -> tuple[int, int, int]:
     sizes = [int(part) for part in text.split(",") if part.strip().isdecimal()]
     if len(sizes) != 3 or text.count(",") != 2:
         raise ScenarioError(f"expected --image C,H,W, got {text!r}")
     return sizes[0], sizes[1], sizes[2]
 
 
-def _numbers(text: str, option: str) -> list[float]:
+def numbers(text: str, option: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
