@@ -91,7 +91,7 @@ def plan(context: typer.Context) -> None:
     # imported here: the other commands need no onnxruntime
     from testbed.plan.__main__ import app as planning
 
-    planning(context.args, prog_name="latentbed plan")
+    planning(context.args, prog_name="latentbed plan", obj=tuple(context.args))
 
 
 @app.command()

@@ -20,6 +20,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
+    context: typer.Context,
     given: Annotated[
         list[str] | None, typer.Argument(help="a network as `latentbed split` takes it, or artefacts' folders")
     ] = None,
@@ -60,7 +61,7 @@ def main(
     plan(
         Asked(
             links=tuple(link or ([] if probe else ["lte"])), probe=probe, check=check, check_frames=check_frames,
-            out=out or folder, name=name, command=shlex.join(["latentbed", *sys.argv[1:]]),
+            out=out or folder, name=name, command=shlex.join(["latentbed", "plan", *(context.obj or sys.argv[1:])]),
         ),
         profile, prepare, folder / "work",
         NodeOptions(phone_threads=threads, edge_threads=edge_threads, edge_device=device, trust=tuple(trust or ())),
