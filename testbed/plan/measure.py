@@ -164,7 +164,7 @@ def envelope_bytes(rows: Sequence[dict[str, Any]], artefact: Artefact, codec: st
     for row in rows:
         shot = Shot(
             id=row["id"], sequence=0, sample=0, label=None, payload=bytes(about), scheduled_ns=0, head_start_ns=0,
-            head_end_ns=0, encoded_ns=0, attempt=1,
+            head_end_ns=0, encoded_ns=0, attempt=1, head="float32",
         )  # fmt: skip
         sizes.append(len(request_of(shot, artefact.manifest, codec, None)) - about)
     return float(np.mean(sizes))
