@@ -26,7 +26,7 @@ from testbed.scenario import dump_scenario, load_scenario
 
 QUIET = Console(quiet=True)
 SCENARIOS = sorted(
-    path for path in (Path(__file__).parents[2] / "scenarios").glob("*.yaml") if not path.name.startswith("study-")
+    path for path in (Path(__file__).parents[2] / "scenarios").rglob("*.yaml") if not path.name.startswith(("study-", "rates-"))
 )
 
 
