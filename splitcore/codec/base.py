@@ -14,7 +14,7 @@ STRICT = ConfigDict(extra="forbid")
 
 
 class Codec(ABC):
-    """A codec with its frozen parameters. Encoding what arrived gives the same latent: snap∘snap = snap.
+    """A codec with its frozen parameters. Encoding what arrived gives the same latent: snap∘snap = snap, if it `settles`.
 
     That is said of what `encode` wrote. A payload by other hands decodes to a valid latent or is refused, and where its
     latent could not have come from `encode` (a range that nobody measured, a JPEG that is no fixed point), encoding it again
@@ -35,6 +35,8 @@ class Codec(ABC):
     brings a grid of its own, what the calibrated ranges would make it: a scale, and `as_sent` has the grid"""
     coupled: bool = False
     """one coordinate's change may move where others arrive: what is put together of two snapped latents is not snapped"""
+    settles: bool = True
+    """encoding what arrived gives the same latent; where not, `as_sent` does so for what it snapped"""
     varies: bool = False
     """payloads are of different lengths, `max_payload_bytes` at most; else all have that length"""
 

@@ -22,7 +22,7 @@ class ZstdCodec(Codec):
         self.name = f"{inner.name}+zstd"
         self.latent = inner.latent
         self.lo, self.hi, self.step, self.spacing = inner.lo, inner.hi, inner.step, inner.spacing
-        self.coupled, self.varies = inner.coupled, True
+        self.coupled, self.settles, self.varies = inner.coupled, inner.settles, True
         self._size = inner.max_payload_bytes
 
     def encode(self, latents: F32) -> list[bytes]:

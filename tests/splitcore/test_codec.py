@@ -16,6 +16,7 @@ from splitcore.codec import Codec, CodecConfig, fit, parse
 from splitcore.codec.entropy import Entropy
 from splitcore.codec.identity import Float16, Identity
 from splitcore.codec.jpeg import Jpeg
+from splitcore.codec.jpeg_triples import JpegTriples
 from splitcore.codec.packing import pack, unpack
 from splitcore.codec.prior import Prior
 from splitcore.codec.uniform import Uniform, UniformCodec
@@ -30,6 +31,8 @@ PLAIN = [
     "jpeg10",
     "jpeg75",
     "jpeg95",
+    "jpeg30/rgb-triples",
+    "jpeg95/rgb-triples",
 ]
 NAMES = PLAIN + [f"{name}+zstd" for name in PLAIN] + ["entropy"]
 SHAPES: list[tuple[int, ...]] = [(1,), (7,), (16,), (3, 5), (4, 8), (1, 1, 1), (3, 1, 1), (2, 3, 5), (5, 7, 3), (8, 4, 4)]
@@ -70,8 +73,13 @@ def test_snap_is_what_arrives_bit_for_bit_and_encoding_it_again_changes_nothing(
 
         assert arrived.dtype == np.float32 and arrived.shape == (5, *shape)
         assert codec.snap(latents).tobytes() == arrived.tobytes()
-        assert codec.encode(arrived) == payloads
-        assert codec.snap(arrived).tobytes() == arrived.tobytes()
+        for row, payload in enumerate(payloads):
+            again = codec.as_sent(payload)
+            assert again.encode(arrived[row : row + 1]) == [payload]
+            assert again.snap(arrived[row : row + 1]).tobytes() == arrived[row].tobytes()
+        if codec.settles:
+            assert codec.encode(arrived) == payloads
+            assert codec.snap(arrived).tobytes() == arrived.tobytes()
         assert codec.decode([memoryview(payload) for payload in payloads]).tobytes() == arrived.tobytes()
         assert all(len(payload) <= codec.max_payload_bytes for payload in payloads)
         assert (arrived >= codec.lo).all() and (arrived <= codec.hi).all()
@@ -206,7 +214,7 @@ def test_a_name_gives_the_codec_back(name: str) -> None:
     "name",
     ["", "uniform", "uniform0/tensor", "uniform4/sample", "uniform9/tensor", "uniform8", "uniform8/row", "identity+zstd+zstd",
      "Identity", "identity\n", "float16 ", "entropy", "entropy/0123456", "entropy/0123456G", "entropy/01234567+zstd", "jpeg",
-     "jpeg0", "jpeg96", "jpeg075", "+zstd", "x" * 10_000, "uniform８/tensor"],
+     "jpeg0", "jpeg96", "jpeg075", "jpeg75/rgb", "jpeg/rgb-triples", "+zstd", "x" * 10_000, "uniform８/tensor"],
 )  # fmt: skip
 def test_an_unknown_name_is_refused_with_what_is_known(name: str) -> None:
     with pytest.raises(CodecError, match="expected identity, float16, uniform") as refusal:
@@ -225,6 +233,7 @@ def test_an_unknown_name_is_refused_with_what_is_known(name: str) -> None:
         {"kind": "float16", "kind2": 1},
         {"kind": "hevc"},
         {"kind": "jpeg", "quality": 96},
+        {"kind": "jpeg/rgb-triples", "quality": 0},
         {"kind": "entropy", "prior": "xyz"},
         {"kind": "entropy", "zstd": True},
         {},
@@ -237,7 +246,8 @@ def test_a_configuration_with_an_unknown_key_or_value_is_refused(config: dict[st
 
 
 @given(config=st.builds(Uniform, bits=st.integers(1, 8), per=st.sampled_from(PER), zstd=st.booleans())
-       | st.builds(Jpeg, quality=st.integers(1, 95), zstd=st.booleans()) | st.builds(Identity, zstd=st.booleans())
+       | st.builds(Jpeg, quality=st.integers(1, 95), zstd=st.booleans())
+       | st.builds(JpegTriples, quality=st.integers(1, 95), zstd=st.booleans()) | st.builds(Identity, zstd=st.booleans())
        | st.builds(Entropy, prior=st.just("0123abcd")) | st.builds(Float16, zstd=st.booleans()))  # fmt: skip
 @settings(max_examples=40, deadline=None)
 def test_a_configuration_survives_json_and_its_own_name(config: CodecConfig) -> None:

@@ -185,7 +185,7 @@ def test_a_whole_jpeg_file_or_that_of_other_tables_is_refused() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 70_000), (8209, 8, 8), (70_000, 9), (1 << 21, 1, 1)])
 def test_a_mosaic_that_jpeg_cannot_hold_is_refused(shape: tuple[int, ...]) -> None:
     latent = LatentSpec(shape, (0.0,) * shape[0], (1.0,) * shape[0], 1.0)
-    with pytest.raises(CodecError, match="mosaic of at most"):
+    with pytest.raises(CodecError, match="picture of at most"):
         fit("jpeg75", latent)
 
 

@@ -20,6 +20,7 @@ from splitcore.nn.bottleneck import (
     Float16Bottleneck,
     IdentityBottleneck,
     JpegBottleneck,
+    JpegTriplesBottleneck,
     UniformBottleneck,
 )
 
@@ -32,6 +33,7 @@ EVERY = [
     EntropyBottleneck(channels=3, step=0.3),
     JpegBottleneck(quality=60),
     JpegBottleneck(quality=95, zstd=True),
+    JpegTriplesBottleneck(quality=80),
     *(UniformBottleneck(bits=bits, per=per) for bits in range(1, 9) for per in PER),  # type: ignore[arg-type]
 ]
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from splitcore.nn.bottleneck.base import Bottleneck
 from splitcore.nn.bottleneck.cast import Float16Bottleneck, IdentityBottleneck
 from splitcore.nn.bottleneck.entropy import EntropyBottleneck
-from splitcore.nn.bottleneck.jpeg import JpegBottleneck
+from splitcore.nn.bottleneck.jpeg import JpegBottleneck, JpegTriplesBottleneck
 from splitcore.nn.bottleneck.uniform import UniformBottleneck
 
 __all__ = [
@@ -20,10 +20,19 @@ __all__ = [
     "Float16Bottleneck",
     "IdentityBottleneck",
     "JpegBottleneck",
+    "JpegTriplesBottleneck",
     "UniformBottleneck",
 ]
 
-BOTTLENECKS = (IdentityBottleneck, Float16Bottleneck, UniformBottleneck, EntropyBottleneck, JpegBottleneck)
+BOTTLENECKS = (
+    IdentityBottleneck,
+    Float16Bottleneck,
+    UniformBottleneck,
+    EntropyBottleneck,
+    JpegBottleneck,
+    JpegTriplesBottleneck,
+)
 BottleneckConfig: TypeAlias = Annotated[
-    IdentityBottleneck | Float16Bottleneck | UniformBottleneck | EntropyBottleneck | JpegBottleneck, Field(discriminator="kind")
+    IdentityBottleneck | Float16Bottleneck | UniformBottleneck | EntropyBottleneck | JpegBottleneck | JpegTriplesBottleneck,
+    Field(discriminator="kind"),
 ]

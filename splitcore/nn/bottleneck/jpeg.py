@@ -1,4 +1,4 @@
-"""`jpeg`: the wire's own JPEG in the training loop, gradient straight through.
+"""`jpeg` and `jpeg/rgb-triples`: the wire's own JPEG in the training loop, gradient straight through.
 
 While training the range is the batch's own min and max, as `uniform` has it.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 from splitcore.codec import CodecConfig
 from splitcore.codec.base import STRICT, Codec
 from splitcore.codec.jpeg import Jpeg
+from splitcore.codec.jpeg_triples import JpegTriples
 from splitcore.latent import LatentSpec
 from splitcore.nn.bottleneck.base import Bottleneck, straight_through
 
@@ -34,10 +35,24 @@ class JpegBottleneck:
         return ThroughJpeg(Jpeg(quality=self.quality, zstd=self.zstd))
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class JpegTriplesBottleneck:
+    """Triples of channels as colour pictures, as the literature has it."""
+
+    kind: Literal["jpeg/rgb-triples"] = "jpeg/rgb-triples"
+    quality: Annotated[int, Field(ge=1, le=95)] = 95
+    """libjpeg's scale"""
+    zstd: bool = False
+    """each payload through Zstandard"""
+
+    def build(self) -> Bottleneck:
+        return ThroughJpeg(JpegTriples(quality=self.quality, zstd=self.zstd))
+
+
 class ThroughJpeg(Bottleneck):
     """The numpy codec itself, on the CPU: there is no second implementation to agree with."""
 
-    def __init__(self, codec: Jpeg) -> None:
+    def __init__(self, codec: Jpeg | JpegTriples) -> None:
         super().__init__()
         self._codec = codec
         self._twin: Codec | None = None
