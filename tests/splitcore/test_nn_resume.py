@@ -13,17 +13,19 @@ import torch
 import yaml
 
 from splitcore.artefact import Artefact
+from splitcore.data import load
 from splitcore.errors import DataError
 from splitcore.nn import fit
 from splitcore.nn.bottleneck import EntropyBottleneck
 from splitcore.nn.checkpoint import Checkpoint
 from splitcore.nn.net import LeNet, Narrow
 from splitcore.nn.objective import Distil, Match
-from splitcore.nn.recipe import Recipe, Taught
-from splitcore.nn.split_model import SplitModel
+from splitcore.nn.recipe import Recipe, Taught, load_recipe
+from splitcore.nn.split_model import SplitModel, as_unit
 from splitcore.nn.stage import Stage
 from splitcore.nn.training import train
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 STUDENT = Recipe(
     name="student",
     dataset="digits",
@@ -113,3 +115,15 @@ def test_a_killed_process_goes_on_from_its_last_stage_and_exports_the_same_artef
     assert Artefact(cut).manifest == Artefact(whole).manifest
     assert Artefact(cut).manifest.approach == "two"
     assert not state.parent.exists(), "what it no longer needs is gone"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_on_a_gpu_too_a_training_that_was_cut_off_goes_on_and_its_student_is_as_good(compiled: bool, tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPES / "digits-es.yaml")
+    model = train(recipe, progress=False, device="cuda", keep=tmp_path, compiled=compiled)
+    assert same(model, train(recipe, progress=False, device="cuda", keep=tmp_path, compiled=compiled)), "from its last state"
+    held_out = load("digits", "test")
+    with torch.inference_mode():
+        said = model.cpu()(as_unit(torch.from_numpy(held_out.images))).argmax(1).numpy()
+    assert (said == held_out.labels).mean() > 0.9
