@@ -1,7 +1,7 @@
 # latentbed. `make` lists what there is; nothing has to be set up before.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-parity check format proto up up-direct down test-compose test-gpu bench clean
+.PHONY: help demo test test-long test-parity test-arm64 check format proto up up-direct down test-compose test-gpu bench clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -27,17 +27,17 @@ COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 export OMP_NUM_THREADS ?= 1
 
 help: ## this list
-	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
+	@sed -n 's/^\([a-z0-9%-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
 		printf '  make %-14s %s\n' "$$name" "$$what"; done
 
 demo: $(READY) ## the whole way: train, three processes, clean and attacked passes, a report in runs/latest
 	@$(BIN)/latentbed demo
 
 test: $(READY) ## the tests, but the long ones and those with containers, GPU or other libraries
-	@$(BIN)/python -m pytest -q --durations=15 -m "not compose and not gpu and not parity and not long"
+	@$(BIN)/python -m pytest -q --durations=15 -m "not compose and not gpu and not parity and not arm64 and not long"
 
 test-long: $(READY) ## the tests that take long: killed processes, whole studies, what is learned from traffic
-	@$(BIN)/python -m pytest -q -m "long and not compose and not gpu and not parity"
+	@$(BIN)/python -m pytest -q -m "long and not compose and not gpu and not parity and not arm64"
 
 test-parity: $(VENV)/.parity ## our attacks beside those of ART, foolbox and torchattacks, which this installs
 	@$(BIN)/python -m pytest -q -m parity tests/parity
@@ -68,6 +68,9 @@ down: ## the containers and their networks away; artefacts stay in their volume
 
 test-compose: $(READY) ## the tests that need a Docker engine (they fail without one)
 	@$(BIN)/python -m pytest -q -m compose tests/compose
+
+test-arm64: $(READY) ## the phone in Debian for 64-bit ARM under qemu (needs root, debootstrap, qemu-user-static)
+	@$(BIN)/python -m pytest -q -m arm64 tests/arm64
 
 test-gpu: $(READY) ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu
