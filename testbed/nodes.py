@@ -175,7 +175,8 @@ def local_nodes(
             trust = () if isinstance(scenario.adversary, bool) else scenario.adversary.trust
             options = [text for entry in trust for text in ("--trust", entry)]
             adversary_node, target = start("adversary", "adversary", ["--upstream", target, *data, *options])
-        client_node, _ = start("mobile_client", "client", ["--target", target, *data])
+        options = ["--head", scenario.phone.head, "--threads", str(scenario.phone.threads)]
+        client_node, _ = start("mobile_client", "client", ["--target", target, *data, *options])
         yield Trio(client_node, edge_node, adversary_node)
 
 

@@ -13,6 +13,7 @@ from adversary.pool import PoolConfig, Recording, fits_pool
 from adversary.relay import Order
 from mobile_client.passes import MAX_COUNT, Load, Offline
 from splitcore import document
+from splitcore.artefact import FLOAT32, HeadName
 from splitcore.codec import CodecConfig
 from splitcore.data.source import ArtefactSource, SourceConfig
 from splitcore.link import Link
@@ -76,6 +77,15 @@ Pass: TypeAlias = AttackPass | RecordPass
 EitherPass: TypeAlias = Annotated[AttackPass, Tag("(attack)")] | Annotated[RecordPass, Tag("(record)")]
 
 
+class Phone(_Strict):
+    """How the phone is started, where the testbed starts it."""
+
+    head: HeadName | Literal["auto"] = FLOAT32
+    """those in int8 are made by `latentbed quantise`; auto: what the phone measures to be best"""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """of ONNX Runtime; `auto` chooses its own"""
+
+
 class Edge(_Strict):
     """How the edge server is started, where the testbed starts it. Names and meanings are Triton's."""
 
@@ -136,6 +146,7 @@ class Scenario(_Strict):
     adversary: bool | Adversary = True
     """False: the client reaches the edge directly, there are no attacks"""
     attacks: tuple[Annotated[EitherPass, Discriminator(_which)], ...] = ()
+    phone: Phone = Phone()
     edge: Edge = Edge()
     nodes: Nodes | None = None
     """None: three processes on loopback"""
