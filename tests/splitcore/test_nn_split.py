@@ -183,6 +183,20 @@ def test_a_network_exported_for_one_image_serves_many_or_says_what_to_do() -> No
         halves(Graph(model, "mobile"), 1)
 
 
+def test_a_network_may_call_its_tensors_as_the_halves_call_theirs() -> None:
+    model = Mobile().model
+    names = {"image_in": "image", "stem_relu6": "latent", "scores": "logits"}
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = names[value.name]
+    graph = Graph(model, "mobile")
+    assert "latent_" in [cut.name for cut in graph.cuts()]
+    for name, through, whole in halves(graph, 2):
+        np.testing.assert_allclose(through, whole, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
 def test_networks_of_another_kind_are_refused_with_what_was_found(tmp_path: Path) -> None:
     two = Mobile().model
     two.graph.output.append(helper.make_tensor_value_info("flat", TensorProto.FLOAT, ["N", 16]))

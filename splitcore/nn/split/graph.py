@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from splitcore.errors import ScenarioError
 from splitcore.onnx_session import open_session
@@ -23,6 +23,8 @@ from splitcore.onnx_session import open_session
 BATCH = "batch"
 BATCHES = (2, 3)
 """sizes of it: an axis that is as long as either when it is the batch's is the batch"""
+ENDS = frozenset({"image", "latent", "logits"})
+"""what the inputs and outputs of the two halves are called"""
 FIXED_BATCH = "a network that was exported for one image keeps that number in its reshapes; export it with a dynamic batch"
 SIZE = "latentbed_batch_size"
 """the int64 [1] tensor that holds how many images there are; everything that is `sized` is made of it"""
@@ -61,6 +63,7 @@ class Graph:
         self.what = what
         copied = ModelProto()
         copied.CopyFrom(model)
+        _leave_free(copied.graph)
         try:
             onnx.checker.check_model(copied)
         except onnx.checker.ValidationError as error:
@@ -217,6 +220,31 @@ def inputs_of(node: NodeProto) -> Iterator[str]:
             for inner in graph.node:
                 yield from (name for name in inputs_of(inner) if name not in own)
                 own.update(inner.output)
+
+
+def _leave_free(graph: GraphProto) -> None:
+    """Tensors that are called as a half's ends will be get a _ behind their names."""
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    names: dict[str, str] = {}
+    for name in sorted(ENDS & taken):
+        names[name] = f"{name}_"
+        while names[name] in taken:
+            names[name] += "_"
+    if names:
+        _rename(graph, names)
+
+
+def _rename(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """In subgraphs too: ONNX forbids them to use an outer name for something else."""
+    named: list[ValueInfoProto | TensorProto] = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    for value in named:
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
+                _rename(inner, names)
 
 
 def _with_sizes(model: ModelProto, image: str, shapes: Mapping[str, tuple[int, ...]]) -> ModelProto:
