@@ -167,9 +167,11 @@ class Artefact:
                 "make one with `latentbed train`"
             ) from error
         except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
             raise ArtefactError(
-                f"expected a manifest of schema version 1 in {folder / MANIFEST}: "
-                f"make the artefact again with `latentbed train`: {error}"
+                f"expected a manifest of schema version 1 in {folder / MANIFEST}, got another ({place or 'all of it'}: "
+                f"{first['msg']}): make the artefact again with `latentbed train`"
             ) from error
         try:
             fit(self.manifest.codec, self.latent)
