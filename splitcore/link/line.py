@@ -69,9 +69,14 @@ class Line:
     """One direction. Takes times and returns times: it has no clock of its own."""
 
     def __init__(self, profile: LinkProfile, rate_kbps: float, rng: np.random.Generator) -> None:
-        self._profile, self._rng = profile, rng
-        self._bytes_per_s = rate_kbps * 1000 / 8
+        self._rng = rng
         self._free_s = self._last_s = float("-inf")
+        self.become(profile, rate_kbps)
+
+    def become(self, profile: LinkProfile, rate_kbps: float) -> None:
+        """For pieces that enter from now on; what entered before keeps its arrival, and nothing overtakes it."""
+        self._profile = profile
+        self._bytes_per_s = rate_kbps * 1000 / 8
         latest_s = (profile.delay_ms + profile.jitter_ms + profile.probe_ms) / 1000
         self.holds_bytes = min(MAX_HELD_BYTES, SPARE_BYTES + int(self._bytes_per_s * latest_s))
         """bytes on their way at most: what fills the line, so that the bound itself never costs rate"""

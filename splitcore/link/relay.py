@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from splitcore.link.line import Line, LinkProfile
+from splitcore.link.steps import LinkInTime, schedule_of
 from splitcore.wire.channel import split_address
 
 PIECE_BYTES = 16 << 10
@@ -22,23 +23,33 @@ PIECE_BYTES = 16 << 10
 
 
 class LinkRelay:
-    """A TCP relay to `target` whose two directions are the two lines of a profile. Made by `shaped`."""
+    """A TCP relay to `target` whose two directions are the two lines of a link. Made by `shaped`."""
 
-    def __init__(self, target: str, profile: LinkProfile, seed: int) -> None:
+    def __init__(self, target: str, link: LinkInTime, seed: int) -> None:
         self.address = ""
         self.bytes_up = self.bytes_down = 0
         """delivered so far"""
         self._target = split_address(target)
+        (_, profile), *self._later = schedule_of(link)
         self._up = Line(profile, profile.rate_up_kbps, np.random.default_rng([seed, 0]))
         self._down = Line(profile, profile.rate_down_kbps, np.random.default_rng([seed, 1]))
         self._connections: set[asyncio.Task[None]] = set()
         self._alarm = ThreadPoolExecutor(4, thread_name_prefix="link")
+        self._steps: list[asyncio.TimerHandle] = []
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=PIECE_BYTES)
+        loop = asyncio.get_running_loop()
+        self._steps = [loop.call_later(at_s, self._become, profile) for at_s, profile in self._later]
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
+    def _become(self, profile: LinkProfile) -> None:
+        self._up.become(profile, profile.rate_up_kbps)
+        self._down.become(profile, profile.rate_down_kbps)
+
     async def close(self) -> None:
+        for step in self._steps:
+            step.cancel()
         self._server.close()
         for task in self._connections:
             task.cancel()
@@ -131,9 +142,9 @@ class _Pipe:
 
 
 @contextlib.asynccontextmanager
-async def shaped(target: str, profile: LinkProfile, seed: int) -> AsyncIterator[LinkRelay]:
-    """While the body runs, connections to the relay's `address` reach `target` through a link of this profile."""
-    relay = LinkRelay(target, profile, seed)
+async def shaped(target: str, link: LinkInTime, seed: int) -> AsyncIterator[LinkRelay]:
+    """While the body runs, connections to the relay's `address` reach `target` through this link; its time runs from here."""
+    relay = LinkRelay(target, link, seed)
     await relay.start()
     try:
         yield relay

@@ -13,7 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from splitcore.link import PROFILES, Line, Link, LinkProfile, profile_of, shaped
+from splitcore.link import (
+    PROFILES,
+    Line,
+    Link,
+    LinkInTime,
+    LinkProfile,
+    Step,
+    Steps,
+    profile_of,
+    schedule_of,
+    shaped,
+)
 from splitcore.link.line import SEGMENT_BYTES
 from splitcore.link.relay import PIECE_BYTES
 
@@ -246,3 +257,35 @@ async def test_a_target_that_is_not_there_closes_the_connection_and_may_come_lat
         assert await reader.readexactly(5) == b"hello"
         writer.close()
         server.close()
+
+
+def test_a_line_that_changes_lets_nothing_overtake_and_keeps_what_is_on_its_way() -> None:
+    changing = line(rate_kbps=8, delay_ms=100)
+    assert changing.arrival_s(0.0, 100) == pytest.approx(0.2)
+    changing.become(LinkProfile(rate_up_kbps=8_000, rate_down_kbps=8_000, delay_ms=1), 8_000)
+    # entered when the line was busy until 0.1 s with what came before, and that one arrives at 0.2 s
+    assert changing.arrival_s(0.05, 1000) == pytest.approx(0.2)
+    assert changing.arrival_s(1.0, 1000) == pytest.approx(1.002)
+
+
+def test_steps_are_checked_and_resolved_by_name_or_numbers() -> None:
+    adapter: TypeAdapter[LinkInTime] = TypeAdapter(LinkInTime)
+    cell = {"rate_up_kbps": 5, "rate_down_kbps": 6, "delay_ms": 7}
+    steps = {"kind": "steps", "steps": [{"at_s": 0, "link": "wifi"}, {"at_s": 2.5, "link": cell}]}
+    assert schedule_of(adapter.validate_python(steps)) == ((0, PROFILES["wifi"]), (2.5, LinkProfile(**cell)))
+    assert schedule_of(adapter.validate_python("lan")) == ((0, PROFILES["lan"]),)
+    for wrong in ([], [{"at_s": 1, "link": "wifi"}], [{"at_s": 0, "link": "wifi"}] * 2, [{"at_s": 0, "link": "wafi"}]):
+        with pytest.raises(ValidationError):
+            adapter.validate_python({"kind": "steps", "steps": wrong})
+
+
+async def test_bytes_through_a_relay_that_changes_arrive_whole_and_in_order() -> None:
+    profile = {"rate_up_kbps": 400_000, "rate_down_kbps": 400_000, "jitter_ms": 2}
+    steps = Steps(steps=tuple(Step(at_s=n / 50, link=LinkProfile(**profile, delay_ms=(3, 0)[n % 2])) for n in range(10)))
+    data = np.random.default_rng(0).bytes(4_000_000)
+    async with tcp(echo) as target, shaped(target, steps, 3) as relay:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(relay.address.rpartition(":")[2]))
+        received = asyncio.create_task(reader.readexactly(len(data)))
+        writer.write(data)
+        assert await received == data
+        writer.close()
