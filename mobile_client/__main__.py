@@ -29,7 +29,9 @@ from splitcore.node import new_event_loop
 
 app = typer.Typer(add_completion=False, invoke_without_command=True, pretty_exceptions_enable=False)
 
-Artefact = Annotated[Path | None, typer.Option(help="folder of the artefact whose head runs here")]
+Artefact = Annotated[
+    list[Path] | None, typer.Option(help="folder of an artefact whose head runs here; repeatable, the first is the default")
+]
 State = Annotated[Path | None, typer.Option(help="folder for ready.json, the token and the passes")]
 Target = Annotated[str | None, typer.Option(help="where frames go, host:port")]
 Telemetry = Annotated[str | None, typer.Option(help="tcp://host:port of the collector; none: no spans")]
@@ -91,6 +93,7 @@ def one_pass(
     rate_hz: Annotated[float | None, typer.Option(help="mean arrivals a second of the pattern server")] = None,
     window: Annotated[int, typer.Option(help="frames in flight at most")] = 16,
     deadline_ms: Annotated[float | None, typer.Option(help="of a frame, from its scheduled arrival")] = None,
+    policy: Annotated[str, typer.Option(help="fixed: the first artefact; replan: the best for the link")] = "fixed",
     link: Annotated[str | None, typer.Option(help="wifi, lte, 5g or lan; default: the network as it is")] = None,
     seed: Annotated[int, typer.Option(help="of the arrivals and the link")] = 0,
     telemetry: Telemetry = None,
@@ -115,6 +118,7 @@ def one_pass(
                 "window": window,
                 "deadline_ms": deadline_ms,
                 "link": link,
+                "policy": {"kind": policy},
                 "seed": seed,
             }
         )
@@ -134,7 +138,7 @@ def bench_heads(
 ) -> None:
     """Measures every head of the artefact on this device and recommends one: none that is slower, none that loses accuracy."""
     try:
-        opened = Opened(_given(artefact, "--artefact"))
+        opened = Opened(_first(artefact))
         decision = bench.decide(opened, max_points_lost=max_points_lost, threads=threads, rounds=rounds)
         for path in (json, None if state is None else state / bench.DECISION):
             if path is not None:
@@ -145,7 +149,7 @@ def bench_heads(
     bench.show(decision, opened, Console(width=None if sys.stdout.isatty() else 110))
 
 
-def _setting(artefact: Path | None, state: Path | None, head: str, threads: int, spinning: bool) -> Setting:
+def _setting(artefact: list[Path] | None, state: Path | None, head: str, threads: int, spinning: bool) -> Setting:
     """As the options say; for `auto` as was measured, which takes seconds the first time."""
     if head != "auto":
         known = [name for name in HEADS if name == head]
@@ -153,7 +157,7 @@ def _setting(artefact: Path | None, state: Path | None, head: str, threads: int,
             raise typer.BadParameter(f"expected --head of {', '.join(HEADS)} or auto, got {head!r}")
         return Setting(head=known[0], threads=threads, spinning=spinning)
     try:
-        return bench.decided(Opened(_given(artefact, "--artefact")), _given(state, "--state")).setting
+        return bench.decided(Opened(_first(artefact)), _given(state, "--state")).setting
     except (LatentbedError, OSError) as error:
         print(f"mobile client: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
@@ -165,8 +169,13 @@ def _source(name: str) -> dict[str, str]:
     return {"kind": "dataset", "name": name} if name in DATASETS else {"kind": "folder", "path": name}
 
 
-def _phone(artefact: Path | None, target: str | None, **rest: Any) -> PhoneConfig:
-    return PhoneConfig(artefact=_given(artefact, "--artefact"), target=_given(target, "--target"), **rest)
+def _first(artefacts: list[Path] | None) -> Path:
+    return _given(artefacts or None, "--artefact")[0]
+
+
+def _phone(artefact: list[Path] | None, target: str | None, **rest: Any) -> PhoneConfig:
+    first, *others = _given(artefact or None, "--artefact")
+    return PhoneConfig(artefact=first, others=tuple(others), target=_given(target, "--target"), **rest)
 
 
 _T = TypeVar("_T")

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from mobile_client.cuts import Cut
 from mobile_client.shot import Shot
-from splitcore.codec import Codec
 from splitcore.data.source import Samples
 from splitcore.frame import FrameId
-from splitcore.head import Head
 from splitcore.telemetry.clock import now_ns
 
 
@@ -24,18 +23,23 @@ class Arrival(NamedTuple):
 
     sequence: int
     scheduled_ns: int
+    cut: Cut
+    """what it goes through"""
 
 
 class Camera:
     """Makes the shots of one pass."""
 
-    def __init__(self, head: Head, codec: Codec, samples: Samples, run: str, client: str, thread: ThreadPoolExecutor) -> None:
-        self._head, self._codec, self._samples = head, codec, samples
+    def __init__(self, samples: Samples, run: str, client: str, thread: ThreadPoolExecutor) -> None:
+        self._samples = samples
         self._run, self._client, self._thread = run, client, thread
 
-    async def warm_up(self) -> None:
+    def id_of(self, sequence: int) -> str:
+        return str(FrameId(self._run, self._client, sequence))
+
+    async def warm_up(self, cut: Cut) -> None:
         """The first inference allocates; no frame shall pay for it."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._shoot, Arrival(0, 0))
+        await self.shots([Arrival(0, 0, cut)])
 
     async def shots(self, arrivals: Sequence[Arrival]) -> list[Shot]:
         """One shot an arrival, none before its time."""
@@ -51,16 +55,17 @@ class Camera:
             time.sleep(early_ns / 1e9)
         sample = self._samples.sample_of(arrival.sequence)
         head_start_ns = now_ns()
-        latents = self._head.from_uint8(self._samples.images[sample : sample + 1])
+        latents = arrival.cut.head.from_uint8(self._samples.images[sample : sample + 1])
         head_end_ns = now_ns()
-        [payload] = self._codec.encode(latents)
+        [payload] = arrival.cut.codec.encode(latents)
         return Shot(
-            id=str(FrameId(self._run, self._client, arrival.sequence)),
+            id=self.id_of(arrival.sequence),
             sequence=arrival.sequence,
             sample=sample,
             label=self._samples.label_of(sample),
+            cut=arrival.cut,
             payload=payload,
-            head=self._head.name,
+            head=arrival.cut.head.name,
             scheduled_ns=arrival.scheduled_ns,
             head_start_ns=head_start_ns,
             head_end_ns=head_end_ns,

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mobile_client.passes import RUN_PATTERN, PassRequest, PassStatus
 from mobile_client.phone import Phone
-from mobile_client.record import ATTEMPTS, FRAMES, PassRecord, read_request
+from mobile_client.record import ATTEMPTS, FRAMES, PLAN, PassRecord, read_request
 from splitcore import journal
 from splitcore.control import NDJSON, control_app, journal_response
 from splitcore.errors import LatentbedError
@@ -151,6 +151,12 @@ def phone_app(passes: Passes, *, token: str, names: frozenset[str], end: Callabl
         """Every sending and what became of it, as newline-delimited JSON."""
         known(run)
         return journal_response(passes.folder(run) / ATTEMPTS)
+
+    @app.get("/passes/{run}/plan", response_class=StreamingResponse, responses=_ROWS)
+    async def plan(run: Run) -> StreamingResponse:
+        """What each prepared cut costs, and every switch with its reason, as newline-delimited JSON; empty for a fixed cut."""
+        known(run)
+        return journal_response(passes.folder(run) / PLAN)
 
     @app.post("/exit", status_code=202, dependencies=[with_token], responses=_MALFORMED)
     async def leave(exit: Exit) -> Accepted:

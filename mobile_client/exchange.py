@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from mobile_client.shot import Shot
-from splitcore.artefact import Manifest
 from splitcore.errors import WireError
 from splitcore.frame import Frame, Reply
 from splitcore.telemetry.clock import now_ns
 from splitcore.wire import oip
 
 
-def request_of(shot: Shot, manifest: Manifest, codec: str, deadline_ms: float | None) -> bytes:
+def request_of(shot: Shot, deadline_ms: float | None, *, timed: bool = False) -> bytes:
     """A serialised request. It carries what is left of the deadline; a frame that is late already still says so."""
+    manifest = shot.cut.manifest
     timeout_us = None
     if deadline_ms is not None:
         timeout_us = max(1, int(deadline_ms * 1000) - (now_ns() - shot.scheduled_ns) // 1000)
     frame = Frame(
         id=shot.id,
         payloads=(shot.payload,),
-        codec=codec,
+        codec=shot.cut.codec.name,
         shape=manifest.latent.shape,
         attempt=shot.attempt,
         model=manifest.name,
         timeout_us=timeout_us,
+        timed=timed,
     )
     return oip.pack_request(frame)
 

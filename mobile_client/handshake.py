@@ -5,6 +5,8 @@ Asked with a unary call, whose status is reliable; that of a stream that the ser
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import grpc
 
 from splitcore.artefact import Manifest, agree
@@ -24,21 +26,21 @@ REFUSALS = frozenset(
 """asking again would not help"""
 
 
-def metadata_of(manifest: Manifest) -> tuple[tuple[str, str], ...]:
-    """What the phone says of itself with every call."""
-    return ((oip.ARTEFACT_METADATA, manifest.handshake),)
+def metadata_of(manifests: Sequence[Manifest]) -> tuple[tuple[str, str], ...]:
+    """What the phone says of itself with every call: the artefacts whose frames it may send."""
+    return tuple((oip.ARTEFACT_METADATA, manifest.handshake) for manifest in manifests)
 
 
 async def shake_hands(channel: grpc.aio.Channel, manifest: Manifest) -> None:
     """Raises HandshakeError, naming both sides; grpc.aio.AioRpcError when nobody answered; WireError."""
     call = channel.unary_unary(oip.path(oip.MODEL_METADATA))(
-        oip.pack_model_name(manifest.name), metadata=metadata_of(manifest), timeout=TIMEOUT_S
+        oip.pack_model_name(manifest.name), metadata=metadata_of([manifest]), timeout=TIMEOUT_S
     )
     compare(await call.initial_metadata(), manifest)
     try:
         served = oip.unpack_model_metadata(await call)
     except grpc.aio.AioRpcError as error:
-        refusal = refusal_of(error, manifest)
+        refusal = refusal_of(error, [manifest])
         if refusal is not None:
             raise refusal from error
         raise
@@ -46,22 +48,24 @@ async def shake_hands(channel: grpc.aio.Channel, manifest: Manifest) -> None:
 
 
 def compare(initial: grpc.aio.Metadata | None, manifest: Manifest) -> None:
-    """The server's handshake with ours; a server of another make sends none. Raises HandshakeError."""
-    for key, value in initial or ():
-        if key == oip.ARTEFACT_METADATA:
-            agree(manifest.handshake, str(value), we="phone", they="edge server")
+    """Ours must be one of the server's handshakes; a server of another make sends none. Raises HandshakeError."""
+    theirs = [str(value) for key, value in initial or () if key == oip.ARTEFACT_METADATA]
+    if theirs and manifest.handshake not in theirs:
+        same_name = [value for value in theirs if value.partition("@")[0] == manifest.name]
+        agree(manifest.handshake, " and ".join(same_name or theirs), we="phone", they="edge server")
 
 
-def refusal_of(error: grpc.aio.AioRpcError, manifest: Manifest) -> HandshakeError | None:
+def refusal_of(error: grpc.aio.AioRpcError, manifests: Sequence[Manifest]) -> HandshakeError | None:
     """What a status means that no retry will change; None for any other."""
     if error.code() not in REFUSALS:
         return None
-    return refused(f"{error.code().name}: {error.details()}", manifest)
+    return refused(f"{error.code().name}: {error.details()}", manifests)
 
 
-def refused(text: str, manifest: Manifest) -> HandshakeError:
+def refused(text: str, manifests: Sequence[Manifest]) -> HandshakeError:
+    ours = " and ".join(manifest.handshake[:100] for manifest in manifests)
     return HandshakeError(
-        f"the phone holds artefact {manifest.handshake[:100]}, the server refused it: {text[:300]}: "
+        f"the phone holds artefact {ours}, the server refused it: {text[:300]}: "
         "give both the same artefact folder, and the phone the address of the edge server"
     )
 

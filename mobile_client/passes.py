@@ -6,9 +6,10 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from splitcore.artefact import NAME
 from splitcore.codec import CodecConfig
 from splitcore.data.source import ArtefactSource, SourceConfig
-from splitcore.link import Link
+from splitcore.link import LinkInTime
 
 RUN_PATTERN = r"^[A-Za-z0-9_:+-][A-Za-z0-9_.:+-]{0,95}$"
 """the first word of a frame id, and a folder's name: so it does not begin with a dot"""
@@ -41,6 +42,33 @@ class Offline(_Strict):
 Load: TypeAlias = Annotated[SingleStream | Server | Offline, Field(discriminator="kind")]
 
 
+class Fixed(_Strict):
+    """Every frame goes through one cut."""
+
+    kind: Literal["fixed"] = "fixed"
+    artefact: Annotated[str, Field(pattern=NAME)] | None = None
+    """name of one that the phone has prepared; None: its first"""
+
+
+class Replan(_Strict):
+    """Each frame goes through the first prepared cut that is about the fastest for the link as it is then."""
+
+    kind: Literal["replan"] = "replan"
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """a cut may be slower than the fastest by this share of the fastest's time"""
+    tolerance_ms: Annotated[float, Field(ge=0, le=60_000)] = 5.0
+    """or by this; the larger counts"""
+    in_a_row: Annotated[int, Field(ge=1, le=10_000)] = 3
+    """answers in a row that must want the same other cut"""
+    memory: Annotated[int, Field(ge=1, le=10_000)] = 8
+    """frames, and round trips, from which the link and the edge's time are estimated"""
+    ping_ms: Annotated[float, Field(ge=1, le=60_000)] = 250
+    """the round trip is measured at most so often, when no frame is out"""
+
+
+Policy: TypeAlias = Annotated[Fixed | Replan, Field(discriminator="kind")]
+
+
 class PassRequest(_Strict):
     """One pass. The same run posted again goes on where it stopped."""
 
@@ -54,7 +82,10 @@ class PassRequest(_Strict):
     """frames in flight at most"""
     deadline_ms: Annotated[float, Field(gt=0, le=3_600_000)] | None = None
     """of a frame, from its scheduled arrival"""
-    link: Link | None = None
+    link: LinkInTime | None = None
+    """one that changes begins anew when the pass is resumed"""
+    policy: Policy = Fixed()
+    """which of the prepared cuts a frame goes through"""
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     """of the arrivals and of the link"""
 

@@ -1,27 +1,31 @@
-"""The phone: a head that is loaded once, and passes of samples through it, one after another."""
+"""The phone: heads that are loaded once, and passes of samples through it, one after another."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, median
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mobile_client.camera import Arrival, Camera
+from mobile_client.cuts import Cut, Cuts
+from mobile_client.exchange import request_of
 from mobile_client.load import arrivals_ns
+from mobile_client.passes import Replan
+from mobile_client.policy import Chooser, FixedChooser, Replanner
 from mobile_client.record import PassRecord
 from mobile_client.sender import Sender
 from mobile_client.settings import Setting
-from splitcore.artefact import Artefact
-from splitcore.codec import fit
 from splitcore.data.source import open_source
-from splitcore.head import Head
-from splitcore.link import profile_of, shaped
+from splitcore.link import shaped
+from splitcore.plan import CutProfile
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
 
@@ -30,6 +34,8 @@ _log = logging.getLogger(__name__)
 AT_ONCE = 8
 """shots made in one turn of the head's thread, when so many are due: they are beside the window in memory"""
 COARSE_NS = 3_000_000
+PROFILE_SHOTS = 12
+"""shots of its own samples from which the phone learns what a cut costs, after one that is not counted"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +43,10 @@ class PhoneConfig:
     """Everything of the command line that a pass needs."""
 
     artefact: Path
+    """of the cut that a pass uses unless told otherwise"""
     target: str
+    others: tuple[Path, ...] = ()
+    """artefacts of further cuts that a pass may use"""
     node: str = "client"
     data_dir: Path | None = None
     setting: Setting = field(default_factory=Setting)
@@ -51,8 +60,7 @@ class Phone:
 
     def __init__(self, config: PhoneConfig, telemetry: Telemetry) -> None:
         self.config, self.telemetry = config, telemetry
-        self.artefact = Artefact(config.artefact)
-        self._head = Head(self.artefact, config.setting.threads, name=config.setting.head, spinning=config.setting.spinning)
+        self._cuts = Cuts((config.artefact, *config.others), config.setting)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="head")
 
     async def run(self, record: PassRecord) -> None:
@@ -61,30 +69,35 @@ class Phone:
         remaining = record.remaining()
         if not remaining:
             return
-        codec = fit(request.codec or self.artefact.manifest.codec, self.artefact.latent)
+        cuts = self._cuts.for_pass(request.policy, request.codec)
         loop = asyncio.get_running_loop()
-        samples = await loop.run_in_executor(self._thread, open_source, request.source, self.artefact, config.data_dir)
-        camera = Camera(self._head, codec, samples, request.run, config.node, self._thread)
-        await camera.warm_up()
+        samples = await loop.run_in_executor(self._thread, open_source, request.source, self._cuts.first, config.data_dir)
+        camera = Camera(samples, request.run, config.node, self._thread)
+        chooser = await _chooser(record, cuts, camera)
         async with contextlib.AsyncExitStack() as path:
             target = config.target
             if request.link is not None:
-                relay = await path.enter_async_context(shaped(target, profile_of(request.link), request.seed))
+                relay = await path.enter_async_context(shaped(target, request.link, request.seed))
                 target = relay.address
             sender = Sender(
                 target=target,
-                manifest=self.artefact.manifest,
-                codec=codec.name,
+                chooser=chooser,
                 window=request.window,
                 record=record,
                 telemetry=self.telemetry,
                 patience_s=config.patience_s,
             )
             arrivals = arrivals_ns(request.load, request.count, request.seed)
+
+            def cut_of(sequence: int) -> Cut:
+                """The present one; a frame that a process before this one sent keeps its own."""
+                earlier = record.earlier_cut(camera.id_of(sequence))
+                return next((cut for cut in chooser.cuts if cut.name == earlier), chooser.current)
+
             try:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(sender.run(), name="sender")
-                    group.create_task(_feed(camera, sender, remaining, arrivals), name="feed")
+                    group.create_task(_feed(camera, sender, remaining, arrivals, cut_of), name="feed")
             except ExceptionGroup as failures:
                 raise failures.exceptions[0] from None
             finally:
@@ -94,12 +107,41 @@ class Phone:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
-async def _feed(camera: Camera, sender: Sender, remaining: list[int], arrivals_ns: NDArray[np.int64] | None) -> None:
+async def _chooser(record: PassRecord, cuts: list[Cut], camera: Camera) -> Chooser:
+    """What the pass's policy makes of the cuts; their heads are warm then."""
+    policy = record.request.policy
+    if not isinstance(policy, Replan):
+        await camera.warm_up(cuts[0])
+        return FixedChooser(cuts[0])
+    profiles = [await _profile(cut, camera, record.request.deadline_ms) for cut in cuts]
+    return Replanner(policy, cuts, profiles, record.planned)
+
+
+async def _profile(cut: Cut, camera: Camera, deadline_ms: float | None) -> CutProfile:
+    """Medians over the phone's own samples. The time at the edge comes with the replies."""
+    await camera.warm_up(cut)
+    shots = await camera.shots([Arrival(sequence, 0, cut) for sequence in range(PROFILE_SHOTS)])
+    return CutProfile(
+        name=cut.name,
+        head_ms=median((shot.head_end_ns - shot.head_start_ns) / 1e6 for shot in shots),
+        encode_ms=median((shot.encoded_ns - shot.head_end_ns) / 1e6 for shot in shots),
+        bytes_up=fmean(len(request_of(shot, deadline_ms, timed=True)) for shot in shots),
+        edge_ms=0.0,
+    )
+
+
+async def _feed(
+    camera: Camera,
+    sender: Sender,
+    remaining: list[int],
+    arrivals_ns: NDArray[np.int64] | None,
+    cut_of: Callable[[int], Cut],
+) -> None:
     """Shots at their times; the clock starts when the server was reached for the first time."""
     await sender.connected.wait()
     if arrivals_ns is None:
         for sequence in remaining:
-            [shot] = await camera.shots([Arrival(sequence, now_ns())])
+            [shot] = await camera.shots([Arrival(sequence, now_ns(), cut_of(sequence))])
             await sender.submit(shot)
             await shot.answered.wait()
     else:
@@ -111,12 +153,12 @@ async def _feed(camera: Camera, sender: Sender, remaining: list[int], arrivals_n
             ahead_ns = first_ns - now_ns() - COARSE_NS
             if ahead_ns > 0:
                 await asyncio.sleep(ahead_ns / 1e9)
-            due = [Arrival(remaining[at], first_ns)]
+            due = [Arrival(remaining[at], first_ns, cut_of(remaining[at]))]
             for sequence in remaining[at + 1 : at + AT_ONCE]:
                 scheduled_ns = start_ns + int(arrivals_ns[sequence])
                 if scheduled_ns > now_ns():
                     break
-                due.append(Arrival(sequence, scheduled_ns))
+                due.append(Arrival(sequence, scheduled_ns, cut_of(sequence)))
             at += len(due)
             for shot in await camera.shots(due):
                 await sender.submit(shot)

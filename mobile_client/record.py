@@ -1,10 +1,10 @@
 """What is kept of a pass: one line a frame, and every sending with what became of it. Survives the process.
 
-STATE/passes/RUN/request.json, frames.jsonl (exactly one line an id) and attempts.jsonl (`sent`, then `answered` or
-`lost`). An attempt is `sent` before its bytes leave, so that no server can know of one that is not in the journal.
-It is `answered` when a label came back. An error in-band is a frame's answer and goes into its line, but the attempt is
-`lost`, with the error as its reason: a server refuses most such frames before it computes them, and `answered` promises
-that the server's log has the row.
+STATE/passes/RUN/request.json, frames.jsonl (exactly one line an id), attempts.jsonl (`sent`, then `answered` or
+`lost`) and, where the pass re-plans, plan.jsonl (each cut's profile, each switch and why). An attempt is `sent` before
+its bytes leave, so that no server can know of one that is not in the journal. It is `answered` when a label came back.
+An error in-band is a frame's answer and goes into its line, but the attempt is `lost`, with the error as its reason: a
+server refuses most such frames before it computes them, and `answered` promises that the server's log has the row.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from splitcore import journal
 from splitcore.errors import ScenarioError
 from splitcore.telemetry.clock import now_ns
 
-REQUEST, FRAMES, ATTEMPTS = "request.json", "frames.jsonl", "attempts.jsonl"
+REQUEST, FRAMES, ATTEMPTS, PLAN = "request.json", "frames.jsonl", "attempts.jsonl", "plan.jsonl"
 LOCK = "lock"
 MAX_REASON = 300
 
@@ -36,6 +36,8 @@ class PassRecord:
         """sequences that have their line"""
         self._frames, self._attempts = journal.Journal(folder / FRAMES), journal.Journal(folder / ATTEMPTS)
         self._earlier: dict[str, int] = {}
+        self._earlier_cut: dict[str, str] = {}
+        self._plan: journal.Journal | None = None
         self._close_what_a_killed_process_left_open()
 
     def _claim(self) -> None:
@@ -66,6 +68,7 @@ class PassRecord:
         for row in journal.read(self.folder / ATTEMPTS):
             if row["event"] == "sent":
                 self._earlier[row["id"]] = still_open[row["id"]] = int(row["attempt"])
+                self._earlier_cut[row["id"]] = str(row.get("artefact", ""))
             else:
                 still_open.pop(row["id"], None)
         for frame, attempt in still_open.items():
@@ -79,8 +82,18 @@ class PassRecord:
         """Sendings of a frame by processes before this one."""
         return self._earlier.get(frame, 0)
 
+    def earlier_cut(self, frame: str) -> str | None:
+        """The artefact through which a process before this one sent a frame; it goes through no other."""
+        return self._earlier_cut.get(frame)
+
+    def planned(self, row: journal.Row) -> None:
+        """A row of plan.jsonl."""
+        if self._plan is None:
+            self._plan = journal.Journal(self.folder / PLAN)
+        self._plan.append({**row, "t_ns": now_ns()})
+
     def sent(self, shot: Shot) -> None:
-        self._attempts.append(_attempt("sent", shot.id, shot.attempt))
+        self._attempts.append({**_attempt("sent", shot.id, shot.attempt), "artefact": shot.cut.name})
 
     def lost(self, shots: list[Shot], reason: str) -> None:
         self._attempts.append(*(_attempt("lost", shot.id, shot.attempt, reason) for shot in shots))
@@ -96,6 +109,7 @@ class PassRecord:
                 "sequence": shot.sequence,
                 "sample": shot.sample,
                 "label": shot.label,
+                "artefact": shot.cut.name,
                 "predicted": predicted,
                 "error": error,
                 "attempts": shot.attempt,
@@ -112,6 +126,8 @@ class PassRecord:
     def close(self) -> None:
         self._frames.close()
         self._attempts.close()
+        if self._plan is not None:
+            self._plan.close()
         self._lock.close()
 
 

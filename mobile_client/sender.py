@@ -2,7 +2,8 @@
 
 Delivery to the server is at least once, the line of a frame exactly once: a frame stays in the window until its first
 answer, a stream that ends before all are answered is lost, and the next one begins with everything unanswered, in order
-of sequence, one attempt higher, under the same ids. Later answers to an id are dropped and counted.
+of sequence, one attempt higher, under the same ids, each with the payload of the cut that made it. Later answers to an id
+are dropped and counted.
 
 A status INTERNAL "Internal error from Core" says nothing of the server (grpc#36066): it is one more lost stream. The
 client half-closes, so a good end has no such race.
@@ -20,9 +21,10 @@ import grpc
 from mobile_client import handshake
 from mobile_client.backoff import Backoff
 from mobile_client.exchange import judge, request_of
+from mobile_client.observed import ObservedLink
+from mobile_client.policy import Chooser
 from mobile_client.record import PassRecord
 from mobile_client.shot import Shot
-from splitcore.artefact import Manifest
 from splitcore.errors import LatentbedError, WireError
 from splitcore.frame import Reply
 from splitcore.telemetry.clock import now_ns
@@ -55,8 +57,7 @@ class Sender:
         self,
         *,
         target: str,
-        manifest: Manifest,
-        codec: str,
+        chooser: Chooser,
         window: int,
         record: PassRecord,
         telemetry: Telemetry,
@@ -67,7 +68,8 @@ class Sender:
         self.dropped = 0
         """answers to ids that had one already, or that were never asked"""
         self.losses = self.silences = 0
-        self._target, self._manifest, self._codec = target, manifest, codec
+        self._target, self._chooser = target, chooser
+        self._manifests = [cut.manifest for cut in chooser.cuts]
         self._record, self._telemetry = record, telemetry
         self._backoff = Backoff(patience_s)
         self._room = asyncio.Semaphore(window)
@@ -75,6 +77,9 @@ class Sender:
         self._unsent: deque[Shot] = deque()
         self._closed = self._draining = False
         self._wake = asyncio.Event()
+        self._channel: grpc.aio.Channel | None = None
+        self._ping: asyncio.Task[None] | None = None
+        self._pinged_ns = 0
 
     async def submit(self, shot: Shot) -> None:
         """Waits for room in the window."""
@@ -125,12 +130,17 @@ class Sender:
     async def _stream(self, channel: grpc.aio.Channel) -> None:
         """One stream from its handshake to its end. Raises StreamLostError, HandshakeError."""
         try:
-            await handshake.shake_hands(channel, self._manifest)
+            for manifest in self._manifests:
+                await handshake.shake_hands(channel, manifest)
+            if self._chooser.link is not None:
+                self._chooser.link.new_stream()
+                await self._round_trip(channel, self._chooser.link)
         except (grpc.aio.AioRpcError, WireError) as error:
             raise StreamLostError(f"no handshake: {_text(error)}") from error
         self.connected.set()
         self._draining = False
-        call = channel.stream_stream(oip.path(oip.STREAM))(metadata=handshake.metadata_of(self._manifest))
+        self._channel = channel
+        call = channel.stream_stream(oip.path(oip.STREAM))(metadata=handshake.metadata_of(self._manifests))
         reader = asyncio.create_task(self._read(call), name="answers in")
         writer = asyncio.create_task(self._write(call), name="frames out")
         watch = asyncio.create_task(self._watch(), name="patience")
@@ -144,10 +154,12 @@ class Sender:
             if not self._finished:
                 raise StreamLostError("the server left frames unanswered after it was told the end")
         finally:
-            for task in (reader, writer, watch):
+            self._channel = None
+            tasks = [reader, writer, watch, *([] if self._ping is None else [self._ping])]
+            for task in tasks:
                 task.cancel()
             call.cancel()
-            await asyncio.gather(reader, writer, watch, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _watch(self) -> None:
         """Raises StreamLostError when a frame is out for longer than the patience: others' answers do not hide a lost one.
@@ -178,7 +190,8 @@ class Sender:
                     continue
                 shot = self._unsent.popleft()
                 shot.attempt += 1
-                message = request_of(shot, self._manifest, self._codec, self._record.request.deadline_ms)
+                message = request_of(shot, self._record.request.deadline_ms, timed=self._chooser.link is not None)
+                shot.message_bytes = len(message)
                 shot.bytes_up += len(message)
                 self._record.sent(shot)
                 shot.outstanding, shot.sent_ns = True, now_ns()
@@ -193,13 +206,15 @@ class Sender:
     async def _read(self, call: grpc.aio.StreamStreamCall) -> None:
         """Returns when the server has ended its side and nothing is missing."""
         try:
-            handshake.compare(await call.initial_metadata(), self._manifest)
+            initial = await call.initial_metadata()
+            for manifest in self._manifests:
+                handshake.compare(initial, manifest)
             while (message := await call.read()) is not grpc.aio.EOF:
                 self._take(message, now_ns())
         except grpc.aio.AioRpcError as error:
             if self._finished:
                 return
-            refusal = handshake.refusal_of(error, self._manifest)
+            refusal = handshake.refusal_of(error, self._manifests)
             raise refusal or StreamLostError(_text(error)) from error
         except WireError as error:
             raise StreamLostError(f"an answer that is none: {error}") from error
@@ -215,7 +230,7 @@ class Sender:
             # whose answer it is can be read: asking again would bring the same
             reply = Reply(id=error.frame_id, error=str(error))
         if reply.error is not None and reply.error.startswith(HANDSHAKE):
-            raise handshake.refused(reply.error, self._manifest)
+            raise handshake.refused(reply.error, self._manifests)
         shot = self._window.get(reply.id)
         if shot is None and not reply.id and reply.error:
             # stock servers leave the id out of an error; with one frame in flight it can only be that one's
@@ -233,7 +248,9 @@ class Sender:
 
     def _answer(self, shot: Shot, reply: Reply, answered_ns: int) -> None:
         self._backoff.reset()
-        predicted, error = judge(reply, len(self._manifest.classes))
+        predicted, error = judge(reply, len(shot.cut.manifest.classes))
+        if error is None:
+            self._chooser.answered(shot, reply.edge_ms, answered_ns)
         self._record.answered(shot, predicted, error, answered_ns)
         self._telemetry.span(
             shot.id,
@@ -249,8 +266,26 @@ class Sender:
         shot.outstanding = False
         self._room.release()
         shot.answered.set()
+        self._measure_round_trip()
         if self._finished:
             self._wake.set()
+
+    def _measure_round_trip(self) -> None:
+        """Beside the stream, when no frame is out: behind one it would measure that one's bytes."""
+        link, channel = self._chooser.link, self._channel
+        if link is None or channel is None or self._window or (self._ping is not None and not self._ping.done()):
+            return
+        if now_ns() - self._pinged_ns >= self._chooser.ping_ms * 1e6:
+            self._ping = asyncio.create_task(self._round_trip(channel, link), name="round trip")
+
+    async def _round_trip(self, channel: grpc.aio.Channel, link: ObservedLink) -> None:
+        self._pinged_ns = now_ns()
+        try:
+            await channel.unary_unary(oip.path(oip.LIVE))(b"", timeout=handshake.TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:  # a refusal is a round trip too
+                return
+        link.round_trip((now_ns() - self._pinged_ns) / 1e6)
 
 
 def _text(error: BaseException) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from mobile_client.cuts import Cut
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Shot:
@@ -14,6 +16,8 @@ class Shot:
     sequence: int
     sample: int
     label: int | None
+    cut: Cut
+    """what it was made by, for all of its sendings"""
     payload: bytes
     head: str
     """which head computed it"""
@@ -28,4 +32,6 @@ class Shot:
     """sent on the stream that is open, and not answered"""
     bytes_up: int = 0
     """request messages of all its sendings"""
+    message_bytes: int = 0
+    """of the last one"""
     answered: asyncio.Event = field(default_factory=asyncio.Event)

@@ -26,7 +26,7 @@ def digits_artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def digits_cuts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Folders of digits-wide (light head, large latent) and digits-narrow (heavy head, small latent), hardly trained."""
+    """Folders of digits-wide (a large latent) and digits-narrow (a small one), with light heads and hardly trained."""
     from splitcore.data import load
     from splitcore.nn.export import export
     from splitcore.nn.recipe import load_recipe
@@ -34,6 +34,7 @@ def digits_cuts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
     folder = tmp_path_factory.mktemp("cuts")
     for name in ("digits-wide", "digits-narrow"):
-        recipe = dataclasses.replace(load_recipe(RECIPES / f"{name}.yaml"), epochs=1)
+        recipe = load_recipe(RECIPES / f"{name}.yaml")
+        recipe = dataclasses.replace(recipe, epochs=1, net=dataclasses.replace(recipe.net, head_width=8, tail_width=16))
         export(train(recipe, progress=False, device="cpu"), recipe, load("digits", "test"), folder / name)
     return folder / "digits-wide", folder / "digits-narrow"

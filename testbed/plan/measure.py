@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mobile_client.exchange import request_of
-from mobile_client.shot import Shot
 from splitcore.artefact import Artefact
 from splitcore.codec import CodecConfig, fit
 from splitcore.codec.uniform import Uniform
-from splitcore.frame import Reply
+from splitcore.frame import Frame, Reply
 from splitcore.prepared import Prepared
 from splitcore.wire import oip
 from testbed.plan.here import Whole, from_jpeg, timed_ms, to_jpeg
@@ -160,14 +158,10 @@ def reply_bytes(frame: str, model: str, classes: int) -> float:
 
 def envelope_bytes(rows: Sequence[dict[str, Any]], artefact: Artefact, codec: str, about: int) -> float:
     """What of the requests is not the payload, where that has about so many bytes: mean of the frames."""
-    sizes = []
-    for row in rows:
-        shot = Shot(
-            id=row["id"], sequence=0, sample=0, label=None, payload=bytes(about), scheduled_ns=0, head_start_ns=0,
-            head_end_ns=0, encoded_ns=0, attempt=1, head="float32",
-        )  # fmt: skip
-        sizes.append(len(request_of(shot, artefact.manifest, codec, None)) - about)
-    return float(np.mean(sizes))
+    manifest, payloads = artefact.manifest, (bytes(about),)
+    frames = (Frame(id=row["id"], payloads=payloads, codec=codec, shape=manifest.latent.shape, attempt=1, model=manifest.name)
+              for row in rows)  # fmt: skip
+    return float(np.mean([len(oip.pack_request(frame)) - about for frame in frames]))
 
 
 def _labels(rows: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
