@@ -152,11 +152,13 @@ def read(folder: Path) -> Run:
         )
     comparison = _json(folder / "clocks.json")
     dropped = comparison.pop("dropped", {})
-    clocks = {node: NodeClock(**offset) for node, offset in comparison.items()}
-    scenario = folder / "scenario.yaml"
+    try:
+        clocks = {node: NodeClock(**offset) for node, offset in comparison.items()}
+    except TypeError as error:
+        raise RunDirectoryError(f"{folder / 'clocks.json'}: expected an offset and its uncertainty by node: {error}") from error
     return Run(
         folder=folder,
-        scenario=(yaml.safe_load(scenario.read_text()) or {}) if scenario.exists() else {},
+        scenario=_yaml(folder / "scenario.yaml"),
         versions=_json(folder / "versions.json"),
         clocks=clocks,
         dropped=dropped,
@@ -200,10 +202,20 @@ def _parse(model: type[LineT], row: dict[str, Any], path: Path) -> LineT:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
+        return _keyed(json.loads(path.read_bytes()), path) if path.exists() else {}
+    except ValueError as error:
         raise RunDirectoryError(f"expected JSON in {path}: {error}") from error
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        return _keyed(yaml.safe_load(path.read_text()) or {}, path) if path.exists() else {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise RunDirectoryError(f"expected YAML in {path}: {error}") from error
+
+
+def _keyed(content: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise RunDirectoryError(f"expected values by name in {path}, got {str(content)[:60]}")
     return content

@@ -22,6 +22,7 @@ def study(
     base = file.resolve().parent
     folder = runs / "studies" / read.name
     out = out or folder
+    out.mkdir(parents=True, exist_ok=True)  # before the hours of measuring
     if fresh:
         (folder / JOURNAL).unlink(missing_ok=True)
     artefacts: dict[str, Path] = {}
