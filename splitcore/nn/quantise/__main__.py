@@ -31,7 +31,7 @@ def main(
         before = Artefact(artefact)
         chosen, named = calibration_images(before, images, count, data_dir)
         after = add_int8(before, chosen, named, out or artefact, trusted=trust or ())
-    except LatentbedError as error:
+    except (LatentbedError, OSError) as error:
         typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
         raise typer.Exit(1) from error
     console.print(listed(after, max_points_lost))
@@ -56,4 +56,6 @@ def listed(artefact: Artefact, max_points_lost: float) -> Table:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False)
+    app.command()(main)
+    app(prog_name="latentbed quantise")
