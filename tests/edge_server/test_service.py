@@ -14,6 +14,7 @@ from splitcore.codec import fit
 from splitcore.wire import oip
 
 PLAIN = ["identity", "float16", *(f"uniform{bits}/{per}" for bits in range(2, 9) for per in ("tensor", "channel"))]
+PLAIN += ["jpeg75", "jpeg95/rgb-triples"]
 CODECS = [name + zstd for name in PLAIN for zstd in ("", "+zstd")]
 
 
