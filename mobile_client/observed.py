@@ -26,6 +26,9 @@ class Recent:
     def __init__(self, size: int) -> None:
         self._seen: deque[tuple[float, float]] = deque(maxlen=size)
 
+    def __len__(self) -> int:
+        return len(self._seen)
+
     def add(self, took_ms: float, amount: float = 1.0) -> None:
         self._seen.append((took_ms, amount))
 
@@ -43,6 +46,7 @@ class ObservedLink:
 
     def __init__(self, memory: int) -> None:
         """`memory`: frames and round trips that count."""
+        self._enough = (memory + 1) // 2
         self._round_trips, self._frames = Recent(memory), Recent(memory)
         self._before_ms = float("-inf")
 
@@ -67,8 +71,8 @@ class ObservedLink:
 
     @property
     def estimate(self) -> LinkEstimate | None:
-        """None before there was a round trip and a frame."""
+        """None before there was a round trip, and half a memory of frames: a stream's first ones warm it up."""
         round_trip_ms, ms_a_byte = self._round_trips.ms_each, self._frames.ms_each
-        if round_trip_ms is None or ms_a_byte is None:
+        if round_trip_ms is None or ms_a_byte is None or len(self._frames) < self._enough:
             return None
         return LinkEstimate(rate_up_kbps=8 / max(ms_a_byte, 8 / FASTEST_KBPS), round_trip_ms=round_trip_ms)

@@ -61,19 +61,21 @@ def test_a_link_that_gets_slow_shows_within_the_memory() -> None:
     assert link.estimate is not None and link.estimate.rate_up_kbps == pytest.approx(100)
 
 
-def test_nothing_is_said_before_there_was_a_round_trip_and_a_frame() -> None:
-    link = ObservedLink(8)
+def test_nothing_is_said_before_there_was_a_round_trip_and_half_a_memory_of_frames() -> None:
+    link = ObservedLink(4)
     assert link.estimate is None
     link.answer(1000, 0.0, 10.0, 1.0)
     assert link.estimate is None
     link.round_trip(5.0)
     assert link.estimate is None
     link.answer(1000, 20.0, 30.0, 1.0)
+    assert link.estimate is None
+    link.answer(1000, 40.0, 50.0, 1.0)
     assert link.estimate is not None and link.estimate.rate_up_kbps == pytest.approx(2000)
 
 
 def test_an_answer_that_overtook_another_says_nothing_of_the_line() -> None:
-    link = ObservedLink(8)
+    link = ObservedLink(2)
     link.round_trip(0.0)
     link.answer(1000, 0.0, 8.0, 0.0)
     link.answer(1000, 0.0, 4.0, 0.0)

@@ -20,9 +20,9 @@ from splitcore.journal import read
 pytestmark = pytest.mark.timeout(300)  # two trainings and two processes before the first pass
 
 WIDE, NARROW = "digits-wide", "digits-narrow"
-CELL = {"rate_up_kbps": 64, "rate_down_kbps": 1000, "delay_ms": 20}
-"""a frame of the wide cut takes 115 ms on it, one of the narrow cut 20 ms"""
-REPLAN = {"kind": "replan", "tolerance_ms": 20}
+CELL = {"rate_up_kbps": 32, "rate_down_kbps": 1000, "delay_ms": 20}
+"""a frame of the wide cut takes 230 ms on it, one of the narrow cut 45 ms"""
+REPLAN = {"kind": "replan", "tolerance_ms": 80}
 """what separates the cuts on a fast link is far below what a busy machine adds to a frame now and then"""
 
 
@@ -81,16 +81,16 @@ def test_a_running_stream_switches_when_the_link_gets_worse_and_back_and_loses_n
     tmp_path: Path, start_edge: Any, start_phone: Any
 ) -> None:
     phone = start_phone(start_edge().ready["grpc"])
-    steps = [{"at_s": 0, "link": "lan"}, {"at_s": 2, "link": CELL}, {"at_s": 6, "link": "lan"}]
+    steps = [{"at_s": 0, "link": "lan"}, {"at_s": 2, "link": CELL}, {"at_s": 7, "link": "lan"}]
     request = {
-        "run": "r", "count": 300, "load": {"kind": "server", "rate_hz": 25}, "link": {"kind": "steps", "steps": steps},
-        "policy": REPLAN,
+        "run": "r", "count": 200, "load": {"kind": "server", "rate_hz": 15}, "window": 4, "policy": REPLAN,
+        "link": {"kind": "steps", "steps": steps},
     }  # fmt: skip
     with phone.http() as client:
         assert client.post("/passes", json=request).status_code == 202
         assert wait_for(client, "r")["state"] == "done", client.get("/passes/r").text
         frames, attempts, plan = (rows(client, f"/passes/r/{table}") for table in ("frames", "attempts", "plan"))
-    assert sorted(row["sequence"] for row in frames) == list(range(300))
+    assert sorted(row["sequence"] for row in frames) == list(range(200))
     assert {(row["error"], row["attempts"]) for row in frames} == {(None, 1)}
     check_books(frames, attempts, list(read(tmp_path / "edge" / "server.jsonl")))
     profiles = {row["cut"]: row for row in plan if row["event"] == "profile"}
@@ -100,7 +100,7 @@ def test_a_running_stream_switches_when_the_link_gets_worse_and_back_and_loses_n
     assert made[0] == (None, WIDE)
     assert (WIDE, NARROW) in made and (NARROW, WIDE) in made[made.index((WIDE, NARROW)) :]
     first = plan[[row.get("to") for row in plan].index(NARROW)]
-    assert first["predicted_ms"][NARROW] + 20 < first["predicted_ms"][WIDE]
+    assert first["predicted_ms"][NARROW] + 80 < first["predicted_ms"][WIDE]
     assert first["rate_up_kbps"] > 0 < first["round_trip_ms"]
     # the frames' own lines tell the same: each went through the cut that was the present one when it was made
     order = [row["artefact"] for row in sorted(frames, key=lambda row: row["sequence"])]
@@ -115,7 +115,7 @@ def test_an_edge_that_is_killed_while_frames_of_two_cuts_are_out_leaves_one_line
     edge = start_edge()
     phone = start_phone(edge.ready["grpc"])
     request = {
-        "run": "r", "count": 400, "load": {"kind": "server", "rate_hz": 60}, "window": 24, "policy": REPLAN,
+        "run": "r", "count": 200, "load": {"kind": "server", "rate_hz": 30}, "window": 12, "policy": REPLAN,
         "link": {"kind": "steps", "steps": [{"at_s": 0, "link": "lan"}, {"at_s": 1, "link": CELL}]},
     }  # fmt: skip
     with phone.http() as client:
@@ -128,10 +128,10 @@ def test_an_edge_that_is_killed_while_frames_of_two_cuts_are_out_leaves_one_line
         edge.kill()
         start_edge(edge.ready["grpc"])
         status = wait_for(client, "r")
-        assert (status["state"], status["done"]) == ("done", 400), status
+        assert (status["state"], status["done"]) == ("done", 200), status
         frames, attempts = (rows(client, f"/passes/r/{table}") for table in ("frames", "attempts"))
     assert held == {WIDE, NARROW}
-    assert sorted(row["sequence"] for row in frames) == list(range(400))
+    assert sorted(row["sequence"] for row in frames) == list(range(200))
     assert {row["error"] for row in frames} == {None}
     assert {row["artefact"] for row in frames if row["attempts"] > 1} == {WIDE, NARROW}
     check_books(frames, attempts, list(read(tmp_path / "edge" / "server.jsonl")))
