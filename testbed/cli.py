@@ -20,7 +20,7 @@ from testbed.drive import check_artefact, drive, new_run
 from testbed.nodes import Node, NodeError
 from testbed.report.build import build
 from testbed.report.model import Report
-from testbed.scenario import Nodes, Scenario, load_scenario
+from testbed.scenario import Nodes, OtherCut, Scenario, load_scenario
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
@@ -173,16 +173,21 @@ def _train(recipe: Path, out: Path, data_dir: Path | None, device: str, *, if_mi
 
 def _run(scenario: Scenario, runs: Path, data_dir: Path | None, folder: Path | None = None) -> None:
     try:
-        artefact = check_artefact(scenario, runs)
-        # a run that goes on does so with the artefact that it began with, or not at all
-        if scenario.recipe is not None and scenario.nodes is None and folder is None:
-            console.print(f"[bold]Split model[/] {scenario.recipe.stem}")
-            _train(scenario.recipe, artefact, data_dir, scenario.edge.device, if_missing=True)
-        Artefact(artefact)
+        artefacts = []
+        every: tuple[Scenario | OtherCut, ...] = (scenario, *scenario.cuts)
+        for wanted in every:
+            artefact = check_artefact(wanted, runs)
+            # a run that goes on does so with the artefacts that it began with, or not at all
+            if wanted.recipe is not None and scenario.nodes is None and folder is None:
+                console.print(f"[bold]Split model[/] {wanted.recipe.stem}")
+                _train(wanted.recipe, artefact, data_dir, scenario.edge.device, if_missing=True)
+            Artefact(artefact)
+            artefacts.append(artefact)
+        artefact, *cuts = artefacts
         folder = folder or new_run(scenario, runs)
         console.print(f"[bold]Run[/] {escape(str(folder))}", soft_wrap=True)
         try:
-            drive(folder, artefact, data_dir, console)
+            drive(folder, artefact, data_dir, console, cuts)
         except (KeyboardInterrupt, SystemExit):
             console.print(f"cut off; it goes on with: latentbed run --resume {escape(str(folder))}", soft_wrap=True)
             raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from splitcore.telemetry.collector import Collector
 from splitcore.threat import Scale, ThreatModel, absolute_eps
 from splitcore.wire.channel import split_address
 from testbed.nodes import NodeError, Trio, local_nodes, remote_nodes
-from testbed.scenario import AttackPass, RecordPass, Scenario, dump_scenario, load_scenario
+from testbed.scenario import AttackPass, OtherCut, RecordPass, Scenario, StreamPass, dump_scenario, load_scenario
 from testbed.versions import versions
 
 POLL_S = 0.1
@@ -42,7 +42,15 @@ class Plan:
     number: int
     name: str
     kind: str
-    attack: AttackPass | RecordPass | None = None
+    configured: AttackPass | RecordPass | StreamPass | None = None
+
+    @property
+    def attack(self) -> AttackPass | RecordPass | None:
+        return None if isinstance(self.configured, StreamPass) else self.configured
+
+    @property
+    def stream(self) -> StreamPass | None:
+        return self.configured if isinstance(self.configured, StreamPass) else None
 
     @property
     def folder(self) -> str:
@@ -50,9 +58,14 @@ class Plan:
 
 
 def plans(scenario: Scenario) -> list[Plan]:
-    """Clean first, then the identity codec, then the attacks in their order."""
-    whole = [("clean", "clean", None), ("identity", "identity", None), *((a.name, "attack", a) for a in scenario.attacks)]
-    return [Plan(number, name, kind, attack) for number, (name, kind, attack) in enumerate(whole)]
+    """Clean first, then the identity codec, then the streams and the attacks in their order."""
+    whole: list[tuple[str, str, AttackPass | RecordPass | StreamPass | None]] = [
+        ("clean", "clean", None),
+        ("identity", "identity", None),
+        *((stream.name, "stream", stream) for stream in scenario.streams),
+        *((attack.name, "attack", attack) for attack in scenario.attacks),
+    ]
+    return [Plan(number, name, kind, configured) for number, (name, kind, configured) in enumerate(whole)]
 
 
 def new_run(scenario: Scenario, runs: Path) -> Path:
@@ -63,20 +76,22 @@ def new_run(scenario: Scenario, runs: Path) -> Path:
     return folder
 
 
-def drive(folder: Path, artefact_dir: Path, data_dir: Path | None, console: Console) -> None:
+def drive(folder: Path, artefact_dir: Path, data_dir: Path | None, console: Console, cut_dirs: Sequence[Path] = ()) -> None:
     """Makes the passes of the scenario in `folder` that are not there yet. Raises LatentbedError."""
     scenario = load_scenario(folder / "scenario.yaml")
-    artefact = Artefact(artefact_dir)
+    artefact, *others = (Artefact(path) for path in (artefact_dir, *cut_dirs))
     _hold_to(folder / "artefact.json", artefact)
+    for number, other in enumerate(others, 1):
+        _hold_to(folder / f"cut-{number}.json", other)
     (folder / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
     host, port = ("127.0.0.1", None) if scenario.nodes is None else split_address(scenario.nodes.telemetry)
     collector = Collector(folder / "spans.jsonl", host, port)
     try:
         if scenario.nodes is None:
-            with local_nodes(scenario, artefact_dir, folder / "nodes", collector.endpoint, data_dir) as trio:
-                _passes(folder, scenario, artefact, trio, console)
+            with local_nodes(scenario, artefact_dir, folder / "nodes", collector.endpoint, data_dir, cut_dirs) as trio:
+                _passes(folder, scenario, artefact, others, trio, console)
         else:
-            _passes(folder, scenario, artefact, remote_nodes(scenario), console)
+            _passes(folder, scenario, artefact, others, remote_nodes(scenario), console)
     finally:
         collector.close()
     clocks: dict[str, Any] = {
@@ -97,13 +112,15 @@ def _hold_to(path: Path, artefact: Artefact) -> None:
         path.write_text((artefact.folder / MANIFEST).read_text())
 
 
-def _passes(folder: Path, scenario: Scenario, artefact: Artefact, trio: Trio, console: Console) -> None:
+def _passes(
+    folder: Path, scenario: Scenario, artefact: Artefact, others: Sequence[Artefact], trio: Trio, console: Console
+) -> None:
     with _progress(console) as progress:
         for plan in plans(scenario):
             into = folder / "passes" / plan.folder
             if (into / "pass.json").exists():
                 continue
-            _Pass(folder.name, scenario, artefact, trio, plan).make(into, progress)
+            _Pass(folder.name, scenario, artefact, others, trio, plan).make(into, progress)
 
 
 def _progress(console: Console) -> Progress:
@@ -118,7 +135,9 @@ SHARED = {"attack", "threat", "order", "share", "max_held", "sections", "workers
 
 
 class _Pass:
-    def __init__(self, run: str, scenario: Scenario, artefact: Artefact, trio: Trio, plan: Plan) -> None:
+    def __init__(
+        self, run: str, scenario: Scenario, artefact: Artefact, others: Sequence[Artefact], trio: Trio, plan: Plan
+    ) -> None:
         self.whole_run = run
         self.run = f"{run}.{plan.name}"
         self.scenario = scenario
@@ -127,12 +146,14 @@ class _Pass:
         self.plan = plan
         codec = Identity() if plan.kind == "identity" else scenario.codec or artefact.manifest.codec
         self.codec = fit(codec, artefact.latent)
-        self.codec_config = codec
+        self.codec_config = scenario.codec if plan.stream else codec
+        self.prepared = [artefact, *others]
         self.attack = plan.attack if isinstance(plan.attack, AttackPass) else None
-        self.frames = (plan.attack.frames if plan.attack else None) or scenario.frames
+        self.frames = (plan.configured.frames if plan.configured else None) or scenario.frames
         self.source = scenario.source
         if isinstance(plan.attack, RecordPass) and plan.attack.source is not None:
             self.source = plan.attack.source
+        self.policy = None if plan.stream is None else _json(plan.stream.policy)
         self.feedback = "none"
         """what the attack learns from an answer, as the adversary says it: it has the attack's code, this process need not"""
         self.learned: dict[str, Any] = {}
@@ -181,6 +202,8 @@ class _Pass:
         trio, run = self.trio, self.run
         trio.client.save(f"/passes/{run}/frames", into / "frames.jsonl")
         trio.client.save(f"/passes/{run}/attempts", into / "attempts.jsonl")
+        if self.policy is not None:
+            trio.client.save(f"/passes/{run}/plan", into / "plan.jsonl")
         trio.edge.save("/log", into / "server.jsonl", run=run)
         if trio.adversary is not None:
             trio.adversary.save("/ledger", into / "queries.jsonl", run=run)
@@ -208,8 +231,9 @@ class _Pass:
     def _request(self) -> dict[str, Any]:
         return {
             "run": self.run, "count": self.frames, "seed": self.scenario.seed,
-            "codec": _json(self.codec_config), "source": _json(self.source),
+            "codec": None if self.codec_config is None else _json(self.codec_config), "source": _json(self.source),
             **{key: self._dump(key) for key in ("load", "window", "deadline_ms", "link")},
+            **({} if self.policy is None else {"policy": self.policy}),
         }  # fmt: skip
 
     def _dump(self, key: str) -> Any:
@@ -226,6 +250,7 @@ class _Pass:
             "link": link if link is None or isinstance(link, str) else json.dumps(link),
             "deadline_ms": self.scenario.deadline_ms,
             "attack": self._parameters(attack) if attack else {"kind": "record"} if self.plan.attack else None,
+            "policy": self.policy, "cuts": self._cuts(),
             "source": _json(self.source),
             "point": threat.point if threat else None, "norm": threat.norm if threat else None,
             "eps": threat.eps if threat else None, "eps_unit": threat.eps_unit if threat else None,
@@ -238,6 +263,12 @@ class _Pass:
             "artefact_handshake": self.artefact.manifest.handshake,
             "device": self.trio.edge.get("/models")["models"][0]["device"],
         }  # fmt: skip
+
+    def _cuts(self) -> dict[str, str]:
+        """What each prepared artefact's frames go through, by its name; empty where there is one alone."""
+        if len(self.prepared) == 1:
+            return {}
+        return {one.manifest.name: fit(self.codec_config or one.manifest.codec, one.latent).name for one in self.prepared}
 
     def _parameters(self, attack: AttackPass) -> dict[str, Any]:
         """The attack's settings, and where it has them its pool and what it learned from that."""
@@ -264,8 +295,8 @@ def _json(config: Any) -> Any:
     return TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
-def check_artefact(scenario: Scenario, runs: Path) -> Path:
-    """Where the scenario's artefact is or shall be."""
+def check_artefact(scenario: Scenario | OtherCut, runs: Path) -> Path:
+    """Where the scenario's artefact is or shall be, or that of one of its further cuts."""
     if scenario.artefact is not None:
         return scenario.artefact
     if scenario.recipe is None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,14 +143,23 @@ def node_environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def local_nodes(
-    scenario: Scenario, artefact: Path, states: Path, telemetry: str | None, data_dir: Path | None
+    scenario: Scenario,
+    artefact: Path,
+    states: Path,
+    telemetry: str | None,
+    data_dir: Path | None,
+    cuts: Sequence[Path] = (),
 ) -> Iterator[Trio]:
-    """Three processes on loopback: client to adversary to edge (or client to edge), stopped at the end."""
+    """Three processes on loopback: client to adversary to edge (or client to edge), stopped at the end.
+
+    `cuts`: further artefacts for client and edge; the adversary knows the first alone.
+    """
     token_file = states / "token"
     token = load_token(token_file)
     common = ["--artefact", str(artefact), "--token-file", str(token_file)]
     if telemetry is not None:
         common += ["--telemetry", telemetry]
+    further = [text for cut in cuts for text in ("--artefact", str(cut))]
     data = [] if data_dir is None else ["--data-dir", str(data_dir)]
     edge = scenario.edge
     edge_options = {
@@ -169,14 +178,14 @@ def local_nodes(
 
         options = [text for key, value in edge_options.items() if value is not None for text in (key, str(value))]
         options += [text for entry in edge.trust for text in ("--trust", entry)]
-        edge_node, target = start("edge_server", "edge", options)
+        edge_node, target = start("edge_server", "edge", [*further, *options])
         adversary_node = None
         if scenario.adversary:
             trust = () if isinstance(scenario.adversary, bool) else scenario.adversary.trust
             options = [text for entry in trust for text in ("--trust", entry)]
             adversary_node, target = start("adversary", "adversary", ["--upstream", target, *data, *options])
         options = ["--head", scenario.phone.head, "--threads", str(scenario.phone.threads)]
-        client_node, _ = start("mobile_client", "client", ["--target", target, *data, *options])
+        client_node, _ = start("mobile_client", "client", [*further, "--target", target, *data, *options])
         yield Trio(client_node, edge_node, adversary_node)
 
 

@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapt
 from adversary.attacks import AttackConfig, OwnAttack
 from adversary.pool import PoolConfig, Recording, fits_pool
 from adversary.relay import Order
-from mobile_client.passes import MAX_COUNT, Load, Offline
+from mobile_client.passes import MAX_COUNT, Load, Offline, Policy
 from splitcore import document
 from splitcore.artefact import FLOAT32, HeadName
 from splitcore.codec import CodecConfig
 from splitcore.data.source import ArtefactSource, SourceConfig
-from splitcore.link import Link
+from splitcore.link import LinkInTime
 from splitcore.threat import ThreatModel
 
 NAME = Field(pattern=r"^[A-Za-z0-9_.+-]{1,32}$")
@@ -86,6 +86,30 @@ class Phone(_Strict):
     """of ONNX Runtime; `auto` chooses its own"""
 
 
+class OtherCut(_Strict):
+    """A further artefact that phone and edge hold beside the scenario's own, for the same images and classes."""
+
+    recipe: Path | None = None
+    """a training, relative to the scenario's file; its artefact is made when it is missing"""
+    artefact: Path | None = None
+    """an artefact's folder, relative to the scenario's file; default `<runs>/artefacts/<recipe's name>`"""
+
+    @model_validator(mode="after")
+    def _fits(self) -> OtherCut:
+        if self.recipe is None and self.artefact is None:
+            raise ValueError("expected a `recipe` to train or an `artefact` to use, got neither")
+        return self
+
+
+class StreamPass(_Strict):
+    """The stream once more without an attack, through the cuts that a policy chooses."""
+
+    name: Annotated[str, NAME]
+    policy: Policy
+    frames: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+    """of this pass; None: the scenario's"""
+
+
 class Edge(_Strict):
     """How the edge server is started, where the testbed starts it. Names and meanings are Triton's."""
 
@@ -124,13 +148,15 @@ class Nodes(_Strict):
 
 
 class Scenario(_Strict):
-    """What `latentbed run` measures: a clean pass, a pass through the codec `identity`, and a pass for each attack."""
+    """What `latentbed run` measures: a clean pass, one through the codec `identity`, and one for each stream and attack."""
 
     name: Annotated[str, NAME]
     recipe: Path | None = None
     """a training, relative to the scenario's file; its artefact is made when it is missing"""
     artefact: Path | None = None
     """an artefact's folder, relative to the scenario's file; default `<runs>/artefacts/<recipe's name>`"""
+    cuts: tuple[OtherCut, ...] = ()
+    """further artefacts; their order is the user's preference, after the scenario's own. Only `streams` use them"""
     source: SourceConfig = Field(default_factory=ArtefactSource)
     frames: Annotated[int, Field(ge=1, le=MAX_COUNT)] = 256
     """of every pass: frame n shows sample n modulo the source's size"""
@@ -141,12 +167,15 @@ class Scenario(_Strict):
     """frames in flight at most"""
     deadline_ms: Annotated[float, Field(gt=0, le=3_600_000)] | None = None
     """of every frame, from its scheduled arrival; it travels in the request"""
-    link: Link | None = None
+    link: LinkInTime | None = None
+    """one that changes begins anew in every pass"""
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     adversary: bool | Adversary = True
     """False: the client reaches the edge directly, there are no attacks"""
     attacks: tuple[Annotated[EitherPass, Discriminator(_which)], ...] = ()
     phone: Phone = Phone()
+    streams: tuple[StreamPass, ...] = ()
+    """the scenario's other passes without an attack: other cuts, or a phone that re-plans"""
     edge: Edge = Edge()
     nodes: Nodes | None = None
     """None: three processes on loopback"""
@@ -159,7 +188,7 @@ class Scenario(_Strict):
             raise ValueError("expected no attacks where `adversary: false`")
         if self.adversary and self.nodes is not None and self.nodes.adversary is None:
             raise ValueError("expected the adversary's address in `nodes`, or `adversary: false`")
-        names = [attack.name for attack in self.attacks]
+        names = [one.name for one in (*self.streams, *self.attacks)]
         if len({*names, "clean", "identity"}) != len(names) + 2:
             raise ValueError(f"expected names that differ from each other and from clean and identity, got {names}")
         recorded: list[str] = []
@@ -185,10 +214,16 @@ def load_scenario(path: Path) -> Scenario:
     absolute = {
         key: (base / value).resolve() for key in ("recipe", "artefact") if (value := getattr(scenario, key)) is not None
     }
+    cuts = tuple(
+        cut.model_copy(
+            update={key: (base / value).resolve() for key in ("recipe", "artefact") if (value := getattr(cut, key)) is not None}
+        )
+        for cut in scenario.cuts
+    )
     edge, adversary = _meant_from(base, scenario.edge), scenario.adversary
     if not isinstance(adversary, bool):
         adversary = _meant_from(base, adversary)
-    return scenario.model_copy(update={**absolute, "edge": edge, "adversary": adversary})
+    return scenario.model_copy(update={**absolute, "cuts": cuts, "edge": edge, "adversary": adversary})
 
 
 def _meant_from(base: Path, node: Trusting) -> Trusting:

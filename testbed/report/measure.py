@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from splitcore.artefact import Artefact
-from testbed.report import live, stages
+from testbed.report import by_cut, live, stages
 from testbed.report.agreement import Unsplit, clean_of
 from testbed.report.model import (
     ArtefactSummary,
@@ -98,6 +98,7 @@ def report_of(run: Run, passes: Sequence[Measured], artefact: Artefact | None, m
             passes={m.of.info.name: rate_of(len(m.stages_ns), sum(f.answered for f in m.of.frames)) for m in passes},
         ),
         passes=[_summary(p) for p in run.passes],
+        by_cut=[by_cut.of(p) for p in run.passes if p.info.cuts and p.info.kind != "attack"],
         gpu_path=gpu_path(),
         notes=notes,
     )

@@ -292,7 +292,7 @@ class Telemetry(Strict):
 class PassSummary(Strict):
     name: str
     run: str
-    kind: Literal["clean", "identity", "attack"]
+    kind: Literal["clean", "identity", "stream", "attack"]
     adversary: bool
     codec: str
     load: dict[str, Any]
@@ -308,6 +308,50 @@ class PassSummary(Strict):
     missing: int
     late: int
     accuracy: Rate
+
+
+class OneCut(Strict):
+    """The frames of a pass that went through one of the prepared cuts."""
+
+    artefact: str
+    codec: str
+    frames: int
+    accuracy: Rate
+    """right labels over the answered frames"""
+    total_ms: Percentiles
+    """latency at the client, scheduled arrival to answer, over answered frames"""
+    bytes_up: float | None
+    """of the messages that the client sent for a frame, retries included, mean"""
+
+
+class Switch(Strict):
+    """From here on frames went through another cut."""
+
+    at_s: float | None
+    """after the arrival of the pass's first frame; null where that is not known"""
+    before: str | None
+    """null: the pass began"""
+    to: str
+    why: str
+    rate_up_kbps: float | None
+    """of the link, as the stream showed it"""
+    round_trip_ms: float | None
+    predicted_ms: dict[str, float]
+    """time of a frame through each cut, by the link as it showed itself"""
+
+
+class ByCut(Strict):
+    """A pass by the cuts that its frames went through."""
+
+    name: str
+    """of the pass"""
+    policy: str
+    """fixed, or replan"""
+    all: OneCut
+    """all of its frames; `artefact` and `codec` are empty where they differ"""
+    cuts: list[OneCut]
+    """those that frames went through, in the order in which they were prepared"""
+    switches: list[Switch]
 
 
 class GpuPath(Strict):
@@ -342,6 +386,8 @@ class Report(Strict):
     clocks: Clocks
     telemetry: Telemetry
     passes: list[PassSummary]
+    by_cut: list[ByCut]
+    """the passes of a scenario with several prepared cuts, but attacked ones"""
     gpu_path: GpuPath | Literal["never"]
     """where the path through a GPU last ran"""
     notes: list[str]

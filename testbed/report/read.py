@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from splitcore import journal
 from splitcore.errors import LatentbedError
@@ -33,7 +33,7 @@ class PassInfo(_Line):
 
     name: str
     run: str
-    kind: Literal["clean", "identity", "attack"]
+    kind: Literal["clean", "identity", "stream", "attack"]
     adversary: bool
     codec: str
     count: int
@@ -55,6 +55,10 @@ class PassInfo(_Line):
     wall_s: float
     artefact_handshake: str = ""
     device: str = ""
+    policy: dict[str, Any] | None = None
+    """which of the prepared cuts a frame went through; None: the first"""
+    cuts: dict[str, str] = {}
+    """codec by artefact, where the phone had prepared several"""
     source: dict[str, Any] | None = None
     """what the phone showed; None: a run of before this was written down"""
 
@@ -65,6 +69,8 @@ class FrameLine(_Line):
     id: str
     sequence: int
     sample: int
+    artefact: str = ""
+    """whose head it went through; empty in journals of before there were several"""
     label: int | None = None
     predicted: int | None = None
     error: str | None = None
@@ -78,6 +84,22 @@ class FrameLine(_Line):
     @property
     def answered(self) -> bool:
         return self.predicted is not None and self.error is None
+
+
+class SwitchLine(_Line):
+    """A row `switch` of plan.jsonl: from here on frames went through another cut, and why."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+
+    before: Annotated[str | None, Field(alias="from")] = None
+    to: str
+    why: str
+    after: str | None = None
+    """id of the frame whose answer decided it"""
+    rate_up_kbps: float | None = None
+    round_trip_ms: float | None = None
+    predicted_ms: dict[str, float] = {}
+    t_ns: int
 
 
 class SessionLine(_Line):
@@ -114,6 +136,7 @@ class Pass:
     ledger: dict[tuple[str, int], Entry]
     """the adversary's, or the client's own where there is no adversary"""
     server: dict[tuple[str, int], ServerRow]
+    switches: list[SwitchLine] = field(default_factory=list)
 
     @cached_property
     def session_of(self) -> dict[str, SessionLine]:
@@ -186,6 +209,11 @@ def _read_pass(folder: Path) -> Pass:
         sessions=list(_lines(SessionLine, folder / "sessions.jsonl")),
         ledger=entries_of(ledger),
         server=server_rows_of(journal.read(folder / "server.jsonl")),
+        switches=[
+            _parse(SwitchLine, row, folder / "plan.jsonl")
+            for row in journal.read(folder / "plan.jsonl")
+            if row.get("event") == "switch"
+        ],
     )
 
 

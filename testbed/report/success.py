@@ -41,7 +41,8 @@ def reference_of(attacked: Pass, passes: Sequence[Pass]) -> Reference | None:
     """The pass without an attack over the same samples through the same codec; one without the adversary on the way first."""
     same = [
         p for p in passes
-        if p.info.kind != "attack" and p.info.codec == attacked.info.codec and p.info.source == attacked.info.source
+        if p.info.kind in ("clean", "identity")
+        and p.info.codec == attacked.info.codec and p.info.source == attacked.info.source
     ]  # fmt: skip
     if not same:
         return None

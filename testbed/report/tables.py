@@ -126,6 +126,7 @@ def markdown(report: Report) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += _hold(report)
     lines += _client(report)
+    lines += _by_cut(report)
     lines += ["", "Latency in ms, p50 / p90 / p99:", "", "| stage | clean | attacked |", "|---|--:|--:|"]
     for stage in STAGES:
         lines.append(f"| {stage} | {_three(report.latency_ms.clean, stage)} | {_three(report.latency_ms.attacked, stage)} |")
@@ -174,6 +175,27 @@ def _client(report: Report) -> list[str]:
         for delay in (side.held, side.not_held):
             cells += ["", ""] if delay is None else [_percentiles(delay.total_ms), percent(delay.late)]
         lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _by_cut(report: Report) -> list[str]:
+    """Only where the phone had more than one to choose from."""
+    if not report.by_cut:
+        return []
+    lines = ["", "Frames by the cut that they went through; latency at the client in ms, p50 / p90 / p99:", ""]
+    lines += ["| pass | policy | cut | frames | accuracy | latency | bytes up a frame |", "|---|---|---|--:|---|--:|--:|"]
+    for p in report.by_cut:
+        for one in (p.all, *p.cuts) if len(p.cuts) > 1 else (p.all,):
+            cells = [p.name, p.policy, one.artefact or "all", number(one.frames), percent(one.accuracy)]
+            lines.append(f"| {' | '.join([*cells, _percentiles(one.total_ms), number(one.bytes_up)])} |")
+    for p in report.by_cut:
+        if len(p.switches) > 1:
+            lines += ["", f"{p.name}, switches:", "", "| after s | to | rate up, kbit/s | round trip, ms | predicted, ms |"]
+            lines += ["|--:|---|--:|--:|---|"]
+        for switch in p.switches[1:]:
+            predicted = ", ".join(f"{name} {number(ms)}" for name, ms in switch.predicted_ms.items())
+            cells = [number(switch.at_s), switch.to, number(switch.rate_up_kbps), number(switch.round_trip_ms), predicted]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

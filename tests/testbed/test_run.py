@@ -217,6 +217,10 @@ def test_every_shipped_scenario_is_valid_and_survives_being_written_out(path: Pa
         ({"attacks": [{"name": "s", "attack": {"kind": "rays"}, "threat": {"norm": "l2"}}]}, "norms linf, got l2"),
         ({"attacks": [{"name": "s", "attack": {"kind": "sqare"}}]}, "sqare"),
         ({"load": {"kind": "server"}}, "rate_hz"),
+        ({"cuts": [{}]}, "expected a `recipe` to train or an `artefact` to use"),
+        ({"streams": [{"name": "record", "policy": {"kind": "fixed"}}]}, "names that differ"),
+        ({"streams": [{"name": "s", "policy": {"kind": "best"}}]}, "best"),
+        ({"link": {"kind": "steps", "steps": [{"at_s": 1, "link": "wifi"}]}}, "from at_s 0 on"),
     ],
 )
 def test_a_wrong_scenario_is_refused_with_what_is_wrong(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
