@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from splitcore.codec.base import STRICT, Codec
 from splitcore.codec.lanes import join, lanes_for, most, split
 from splitcore.codec.prior import HIGHEST, LOWEST, TOTAL, Prior
-from splitcore.codec.rans import Rans
+from splitcore.codec.rans import TOGETHER, Rans
 from splitcore.codec.rans_constriction import fastest
 from splitcore.errors import CodecError
 from splitcore.latent import F32, MAX_ELEMENTS, LatentSpec
@@ -96,10 +96,18 @@ class EntropyCodec(Codec):
 
     def encode(self, latents: F32) -> list[bytes]:
         symbols = self.symbols(latents)
-        places, escaped = self._places(symbols)
-        lanes = [lanes_for(self.latent.elements, int(bits) // 8) for bits in self._bits(places)]
-        streams = self._coder.write(places, lanes)
-        return [join(each) + row[out].astype("<i2").tobytes() for each, row, out in zip(streams, symbols, escaped, strict=True)]
+        payloads: list[bytes] = []
+        for part in self._parts(len(symbols)):
+            places, escaped = self._places(symbols[part])
+            lanes = [lanes_for(self.latent.elements, int(bits) // 8) for bits in self._bits(places)]
+            streams = self._coder.write(places, lanes)
+            escapes = (row[out].astype("<i2").tobytes() for row, out in zip(symbols[part], escaped, strict=True))
+            payloads += [join(each) + rest for each, rest in zip(streams, escapes, strict=True)]
+        return payloads
+
+    def _parts(self, k: int) -> list[slice]:
+        rows = max(1, TOGETHER // self.latent.elements)
+        return [slice(at, min(at + rows, k)) for at in range(0, k, rows)]
 
     def decode(self, payloads: Sequence[bytes | memoryview]) -> F32:
         if len(payloads) * self.latent.elements > MAX_ELEMENTS:
@@ -112,18 +120,25 @@ class EntropyCodec(Codec):
             if len(payload) > self.max_payload_bytes:
                 raise CodecError(f"{self.name}: expected at most {self.max_payload_bytes} bytes, got {len(payload)}")
         cut = [split(bytes(payload), self.latent.elements) for payload in payloads]
+        symbols = np.empty((len(cut), self.latent.elements), np.float32)
+        for part in self._parts(len(cut)):
+            symbols[part] = self._read(cut[part])
+        values: F32 = symbols.reshape(len(cut), *self.latent.shape) * self.step
+        return values
+
+    def _read(self, cut: Sequence[tuple[list[bytes], bytes]]) -> NDArray[np.int64]:
+        """Streams, and what stands behind them, to symbols [k, elements]. Raises CodecError."""
         places, whole = self._coder.read([streams for streams, _ in cut])
         escaped = places == self._escape
-        symbols = places + self._offset
         if not whole.all() or any(len(rest) != 2 * n for (_, rest), n in zip(cut, escaped.sum(axis=1), strict=True)):
             raise CodecError(f"{self.name}: the stream does not end where it should: it was altered, cut or extended")
+        symbols: NDArray[np.int64] = places + self._offset
         _, where = escaped.nonzero()
         symbols[escaped] = outside = np.frombuffer(b"".join(rest for _, rest in cut), "<i2").astype(np.int64)
         outside -= self._offset[where]
         if ((outside >= 0) & (outside < self._escape[where])).any():
             raise CodecError(f"{self.name}: expected escapes for what no table holds, got one for less: it was altered")
-        values: F32 = symbols.astype(np.float32).reshape(len(payloads), *self.latent.shape) * self.step
-        return values
+        return symbols
 
     def snap(self, latents: F32) -> F32:
         scaled = self._scaled(latents)

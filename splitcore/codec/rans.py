@@ -80,10 +80,16 @@ class Rans:
         return places, whole
 
     def _parts(self, lanes: Sequence[int]) -> list[list[int]]:
-        """Latents that go together: those of about as many lanes, none far longer than the others."""
-        rows = max(1, TOGETHER // len(self.channel))
-        order = sorted(range(len(lanes)), key=lanes.__getitem__)
-        return [order[at : at + rows] for at in range(0, len(order), rows)]
+        """Latents that go together: of about as many lanes, so that those whose lanes are short need not be filled up much."""
+        parts: list[list[int]] = []
+        width = steps = 0
+        for row in sorted(range(len(lanes)), key=lanes.__getitem__):
+            width += lanes[row]
+            if not parts or steps * width > TOGETHER:
+                parts.append([])
+                width, steps = lanes[row], -(-len(self.channel) // lanes[row])
+            parts[-1].append(row)
+        return parts
 
     def _spread(self, lanes: Sequence[int]) -> tuple[Places, NDArray[np.bool_]]:
         """[steps, W] which of the k·n symbols each of all W lanes has at a step, and whether it still has one."""

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from splitcore.artefact import Latent
 from splitcore.codec import fit
 from splitcore.codec.entropy import Entropy, EntropyCodec
-from splitcore.codec.lanes import ends, fewest, lanes_for, most
+from splitcore.codec.lanes import ends, fewest, join, lanes_for, most
 from splitcore.codec.prior import MAX_SYMBOLS, Prior, integer_frequencies
 from splitcore.codec.rans import Rans
 from splitcore.errors import CodecError
@@ -143,6 +143,21 @@ def test_a_frame_of_streams_that_is_none_is_refused(wrong: bytes, match: str) ->
     for each in (codec, by_numpy(codec)):
         with pytest.raises(CodecError, match=match):
             each.decode([wrong])
+
+
+def test_payloads_of_few_lanes_and_of_many_in_one_request_take_no_more_memory() -> None:
+    shape = (1, 512, 512)
+    codec = by_numpy(codec_of(shape, Prior.of([np.ones(3)], [0], [1.0])))
+    n = codec.latent.elements
+    zeros = np.zeros((1, n), np.int64)
+    few, many = (join(codec._coder.write(zeros, [lanes])[0]) for lanes in (fewest(n), most(n)))
+    tracemalloc.start()
+    try:
+        assert not codec.decode([many, many, few, many]).any()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 << 20  # padded to the few lanes' length, the many would be gigabytes
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 511, 2523, 72_600, 802_816, MAX_ELEMENTS])
