@@ -10,16 +10,20 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from splitcore.artefact import HEADS, INT8_S8, INT8_U8, MANIFEST, Artefact, HeadName
+from splitcore.codec import parse
+from splitcore.data import load
 from splitcore.errors import ArtefactError, DataError
 from splitcore.head import Head, names
 from splitcore.nn.export import write_onnx
 from splitcore.nn.net.resnet import ResNet
 from splitcore.nn.quantise.add import add_int8, calibration_images, opened
 from splitcore.nn.quantise.graph import float_end, fold, write_int8
+from splitcore.nn.split.export import split
+from splitcore.nn.split.graph import Graph
 from splitcore.snr import snr_db
 
 INT8: tuple[HeadName, ...] = (INT8_U8, INT8_S8)
@@ -167,3 +171,58 @@ def test_weights_that_a_network_computes_in_its_graph_are_quantised_as_weights(t
         quantised = [tensor for tensor in graph.initializer if tensor.data_type == TensorProto.INT8 and len(tensor.dims) == 4]
         assert sorted(tuple(tensor.dims) for tensor in quantised) == [(8, 1, 3, 3), (8, 8, 1, 1)]
         assert snr_of(opened(path)(images), opened(tmp_path / "head.onnx")(images)) > 20
+
+
+def test_a_head_whose_only_layer_with_weights_makes_the_latent_is_refused(tmp_path: Path) -> None:
+    write_onnx(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()).eval(), (1, 8, 8), tmp_path / "head.onnx")
+    with pytest.raises(ArtefactError, match="nothing in it can be int8"):
+        write_int8(tmp_path / "head.onnx", np.zeros((4, 1, 8, 8), np.uint8), tmp_path)
+
+
+def theirs(image: str, latent: str, logits: str | None, opset: int) -> onnx.ModelProto:
+    """A network as others export it: nodes without names, and a tail where `logits` is given."""
+    rng = np.random.default_rng(0)
+    fans = {"a": (1, 8, 3), "b": (8, 8, 3), "c": (8, 4, 1)}
+    weights = [
+        numpy_helper.from_array((rng.standard_normal((fan_out, fan_in, k, k)) / (k * fan_in**0.5)).astype(np.float32), name)
+        for name, (fan_in, fan_out, k) in fans.items()
+    ]
+    nodes = [
+        helper.make_node("Conv", [image, "a"], ["x"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["x"], ["y"]),
+        helper.make_node("Conv", ["y", "b"], ["z"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["z"], ["u"]),
+        helper.make_node("Conv", ["u", "c"], [latent]),
+    ]
+    end: tuple[str, tuple[int, ...]] = (latent, (4, 4, 4))
+    if logits is not None:
+        weights.append(numpy_helper.from_array(rng.standard_normal((4 * 16, 10)).astype(np.float32), "d"))
+        nodes += [helper.make_node("Flatten", [latent], ["w"]), helper.make_node("MatMul", ["w", "d"], [logits])]
+        end = (logits, (10,))
+    given, made = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape]) for name, shape in ((image, (1, 8, 8)), end)
+    )
+    graph = helper.make_graph(nodes, "theirs", [given], [made], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=7)
+
+
+def test_a_network_that_was_cut_out_of_an_onnx_file_is_measured_with_its_tail_in_onnx(tmp_path: Path) -> None:
+    graph = Graph(theirs("pixels", "v", "scores", opset=17), "theirs")
+    plain = split(
+        graph, graph.cut("v"), tmp_path / "split", name="theirs", calibration=load("digits", "train"),
+        samples=load("digits", "test"), codec=parse("uniform8/channel"),
+    )  # fmt: skip
+    quantised = add_int8(plain, *calibration_images(plain, None, 64, None), tmp_path / "int8")
+    for name in INT8:
+        head = quantised.manifest.heads[name]
+        assert head.agreement > 0.9
+        assert 25 < head.snr_db < 100
+        assert head.accuracy + head.points_lost / 100 == pytest.approx(plain.manifest.accuracy, abs=0.02)
+
+
+def test_a_head_of_an_operator_set_from_before_scales_for_each_channel_is_converted(tmp_path: Path) -> None:
+    onnx.save(theirs("image", "latent", None, opset=11), tmp_path / "head.onnx")
+    images = load("digits", "train").images[:64]
+    (tmp_path / "int8").mkdir()
+    for path in write_int8(tmp_path / "head.onnx", images, tmp_path / "int8").values():
+        assert 25 < snr_of(opened(path)(images), opened(tmp_path / "head.onnx")(images)) < 100

@@ -2,7 +2,7 @@
 
 debootstrap's first stage unpacks Debian and this file what it left packed; nothing is configured, so nothing of ARM runs while
 the folder is made, and no binfmt is needed. pip, on the host, puts the wheels for aarch64 into it: none for a dependency of the
-phone is an error. Made once, and again when a pin changes; some 600 MB below LATENTBED_ARM64_ROOT or ~/.cache/latentbed-arm64.
+phone is an error. Made once, and again when a pin changes; some 470 MB below LATENTBED_ARM64_ROOT or ~/.cache/latentbed-arm64.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from splitcore import artefact as artefacts
-from splitcore.artefact import HEAD, HEADS, Artefact
+from splitcore.artefact import FLOAT32, HEAD, HEADS, Artefact
 from splitcore.codec import fit
 from splitcore.data import DATASETS, load
 from splitcore.data.images import folder as image_folder
@@ -60,24 +60,24 @@ def add_int8(
     artefact: Artefact, images: NDArray[np.uint8], calibrated_on: str, folder: Path, *, trusted: Collection[str] = ()
 ) -> Artefact:
     """The artefact with heads in int8, in `folder`, which may be its own; calibrated with `images` uint8 [n, C, H, W]."""
-    samples, tail = artefact.samples, tail_of(artefact, trusted)
-    others = {name: sha for name, sha in artefact.manifest.files.items() if name not in HEADS.values() or name == HEAD}
-    # a folder is a whole artefact at every moment: at first, one without heads in int8
-    plain = artefact.manifest.model_copy(update={"files": others, "heads": {}})
-    if folder.resolve() != artefact.folder.resolve():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / artefacts.MANIFEST).unlink(missing_ok=True)
-        for name in others:
-            shutil.copy(artefact.path(name), folder / name)
-    bare = artefacts.write(folder, plain)
+    manifest, tail, codec = artefact.manifest, tail_of(artefact, trusted), fit(artefact.manifest.codec, artefact.latent)
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        for fresh in write_int8(bare.path(HEAD), images, Path(scratch)).values():
-            fresh.chmod(0o644)
-            fresh.replace(folder / fresh.name)
-    paths = {name: folder / file for name, file in HEADS.items()}
-    codec = fit(plain.codec, bare.latent)
-    measured = worth({name: opened(path) for name, path in paths.items()}, *samples, codec, tail, calibrated_on)
-    files = {**others, **{path.name: artefacts.sha256(path) for path in paths.values()}}
+        made = write_int8(artefact.path(HEAD), images, Path(scratch))
+        heads = {name: opened(path) for name, path in {FLOAT32: artefact.path(HEAD), **made}.items()}
+        measured = worth(heads, *artefact.samples, codec, tail, calibrated_on)
+        # from here on `folder` is a whole artefact at every moment: first one without heads in int8
+        others = {name: sha for name, sha in manifest.files.items() if name not in HEADS.values() or name == HEAD}
+        if folder.resolve() != artefact.folder.resolve():
+            (folder / artefacts.MANIFEST).unlink(missing_ok=True)
+            for name in others:
+                shutil.copy(artefact.path(name), folder / name)
+        plain = manifest.model_copy(update={"files": others, "heads": {}})
+        artefacts.write(folder, plain)
+        for path in made.values():
+            path.chmod(0o644)
+            path.replace(folder / path.name)
+    files = {**others, **{path.name: artefacts.sha256(folder / path.name) for path in made.values()}}
     made_with = {**plain.made_with, "quantised_by": f"onnxruntime {onnxruntime.__version__}"}
     return artefacts.write(folder, plain.model_copy(update={"files": files, "heads": measured, "made_with": made_with}))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -27,6 +28,8 @@ from splitcore.nn.export import quiet
 ACTIVATIONS: dict[HeadName, QuantType] = {INT8_U8: QuantType.QUInt8, INT8_S8: QuantType.QInt8}
 """uint8 is what x86 multiplies fast, int8 what 64-bit ARM does; a device measures which"""
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+PER_CHANNEL = 13
+"""ONNX's first operator set with a scale for each channel"""
 BATCH = 8
 """calibration images at once; every tensor of the graph is in memory for them"""
 
@@ -37,24 +40,44 @@ def write_int8(head: Path, images: NDArray[np.uint8], folder: Path) -> dict[Head
     with tempfile.TemporaryDirectory() as scratch:
         folded = Path(scratch) / "folded.onnx"
         fold(head, folded)
-        kept = float_end(onnx.load(folded))
+        graph = onnx.load(folded)
+        kept = float_end(graph)
+        if not any(node.op_type in WEIGHTED and node.name not in kept for node in graph.graph.node):
+            raise ArtefactError(
+                "expected a head with a layer of weights before the one that makes the latent, got none: nothing in it can be "
+                "int8, so it stays as it is, in float32"
+            )
         for name, activations in ACTIVATIONS.items():
             written[name] = folder / HEADS[name]
-            with quiet():
-                quantize_static(
-                    folded, written[name], Images(images), quant_format=QuantFormat.QDQ, per_channel=True,
-                    activation_type=activations, weight_type=QuantType.QInt8, nodes_to_exclude=kept,
-                )  # fmt: skip
+            try:
+                with quiet():
+                    quantize_static(
+                        folded, written[name], Images(images), quant_format=QuantFormat.QDQ, per_channel=True,
+                        activation_type=activations, weight_type=QuantType.QInt8, nodes_to_exclude=kept,
+                    )  # fmt: skip
+            except Exception as error:  # its exceptions share no base class
+                raise ArtefactError(
+                    f"expected a head that ONNX Runtime {ort.__version__} can quantise, got one that it refuses: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
     return written
 
 
 def fold(source: Path, target: Path) -> None:
-    """`source` with constants folded and batch normalisation in the convolutions, no operator of one machine alone."""
+    """`source` with constants folded, batch normalisation in the convolutions, a name for every node, and an opset that knows
+    a scale for each channel."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
     options.log_severity_level = 3
     ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    model = onnx.load(target)
+    if any(not opset.domain and opset.version < PER_CHANNEL for opset in model.opset_import):
+        model = onnx.version_converter.convert_version(model, PER_CHANNEL)
+    for number, node in enumerate(model.graph.node):
+        # networks that others exported may have nameless nodes, and what stays in float is told by name
+        node.name = node.name or f"{node.op_type}_{number}"
+    onnx.save(model, target)
 
 
 def float_end(model: onnx.ModelProto) -> list[str]:
@@ -76,10 +99,6 @@ def float_end(model: onnx.ModelProto) -> list[str]:
         if tensor not in maker or readers.get(tensor, 0) > 1 or maker[tensor].name in kept:
             continue
         node = maker[tensor]
-        if not node.name:
-            raise ArtefactError(
-                f"expected every node of the head to have a name, got a {node.op_type} without: export it again"
-            )
         kept.append(node.name)
         if node.op_type not in WEIGHTED:
             waiting += node.input
