@@ -35,9 +35,8 @@ def main(
         typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
         raise typer.Exit(1) from error
     console.print(listed(after, max_points_lost))
-    typer.echo(
-        f"{after.folder}: {after.manifest.handshake}, was {before.manifest.handshake}: give it to edge, adversary and phone"
-    )
+    typer.echo(f"{after.folder}: {after.manifest.handshake}, made of {before.manifest.handshake}")
+    typer.echo("the nodes compare that digest: edge, adversary and phone must all have this folder, and be started again")
 
 
 def listed(artefact: Artefact, max_points_lost: float) -> Table:
