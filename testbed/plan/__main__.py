@@ -39,10 +39,14 @@ def main(
     frames: Annotated[int, typer.Option(min=20, help="timed, of each candidate")] = 200,
     samples: Annotated[int, typer.Option(min=1, help="sent for accuracy and bytes, at most")] = 500,
     threads: Annotated[int, typer.Option(min=1, help="of the phone")] = 1,
+    head: Annotated[str, typer.Option(help="of the cuts, where the artefacts have others: int8-u8, int8-s8")] = "float32",
     edge_threads: Annotated[int, typer.Option(min=0, help="0: half the cores")] = 0,
     device: Annotated[str, typer.Option(help="of the edge: auto, cpu or cuda")] = "auto",
     trust: Annotated[list[str] | None, typer.Option(help="MODULE or FILE.py whose code may build a tail; repeatable")] = None,
     profile: Annotated[Path | None, typer.Option(help="a plan's JSON: measure nothing again, plan for other links")] = None,
+    edge_profile: Annotated[
+        Path | None, typer.Option(help="a plan's JSON of another machine: take decoding and tail from there")
+    ] = None,
     check: Annotated[str, typer.Option(help="measure over the shaped link: best, all, or a candidate's name")] = "",
     check_frames: Annotated[int, typer.Option(min=20, help="of a check")] = 200,
     out: Annotated[Path | None, typer.Option(help="folder of NAME.json, .md and .png; default RUNS/plans/NAME")] = None,
@@ -60,11 +64,12 @@ def main(
     folder = runs / "plans" / name
     plan(
         Asked(
-            links=tuple(link or ([] if probe else ["lte"])), probe=probe, check=check, check_frames=check_frames,
+            links=tuple(link or ([] if probe else ["lte"])), probe=probe, edge_profile=edge_profile, check=check,
+            check_frames=check_frames,
             out=out or folder, name=name, command=shlex.join(["latentbed", "plan", *(context.obj or sys.argv[1:])]),
         ),
         profile, prepare, folder / "work",
-        NodeOptions(phone_threads=threads, edge_threads=edge_threads, edge_device=device, trust=tuple(trust or ())),
+        NodeOptions(phone_threads=threads, head=head, edge_threads=edge_threads, edge_device=device, trust=tuple(trust or ())),
         Effort(frames=frames, samples=samples, jpeg=jpeg),
         Console(highlight=False, width=None if sys.stdout.isatty() else 180),
     )  # fmt: skip

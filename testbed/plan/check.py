@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from splitcore.artefact import Artefact
+from splitcore.artefact import FLOAT32, Artefact
 from splitcore.codec import parse
 from splitcore.errors import ScenarioError
 from testbed.plan.live import FIRST, NodeOptions, fresh, pair
@@ -45,6 +45,8 @@ def check(candidate: Candidate, over: LinkPlan, state: Path, options: NodeOption
     assert candidate.folder is not None
     artefact = Artefact(Path(candidate.folder))
     fresh(state)
+    if candidate.kind == "image":
+        options = dataclasses.replace(options, head=FLOAT32)  # the whole network's head is no network
     with pair(artefact.folder, state, options) as nodes:
         codec = parse(candidate.codec)
         # the nodes are as warm as they were when they were measured

@@ -25,7 +25,7 @@ from testbed.plan.here import device
 from testbed.plan.live import NodeOptions
 from testbed.plan.measure import Effort, Measurement
 from testbed.plan.model import Candidate, Check, LinkPlan, Plan, Profile, load_plan
-from testbed.plan.predict import plan_link
+from testbed.plan.predict import plan_link, with_edge
 from testbed.plan.probe import measured_link
 
 _LINK: TypeAdapter[LinkProfile] = TypeAdapter(LinkProfile)
@@ -39,6 +39,8 @@ class Asked:
     """names of profiles, or mappings as a scenario has them"""
     probe: str | None
     """host:port of a server through which a link is measured"""
+    edge_profile: Path | None
+    """the plan's JSON of the edge's own machine, where that is another one"""
     check: str
     check_frames: int
     out: Path
@@ -54,7 +56,9 @@ def plan(
     """`given` and more: what `python -m splitcore.nn.split.prepare` takes. Raises LatentbedError."""
     links = [(name, link_of(name)) for name in asked.links]  # refused before anything is measured
     known = None if profile is None else load_plan(profile).profile
+    other = None if asked.edge_profile is None else load_plan(asked.edge_profile).profile
     measured = known or _measured(given, work, options, effort, console)
+    measured = measured if other is None else with_edge(measured, other)
     plans = [plan_link(measured.candidates, _named(name), link) for name, link in links]
     if asked.probe is not None:
         link = measured_link(asked.probe, measured.floor_ms)

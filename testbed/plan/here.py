@@ -21,7 +21,7 @@ from splitcore.artefact import ONNX_TAIL, Artefact
 from splitcore.errors import ArtefactError
 from splitcore.head import as_unit
 from splitcore.onnx_session import open_session
-from testbed.plan.live import FIRST, NodeOptions
+from testbed.plan.live import FIRST, WAITING, NodeOptions
 from testbed.plan.model import Device
 
 U8: TypeAlias = NDArray[np.uint8]
@@ -48,9 +48,13 @@ class Whole:
 
 
 def timed_ms(frames: int, count: int, once: Callable[[int], T]) -> tuple[list[float], list[T]]:
-    """What `once` of frame 0, 1, ... took and gave; a frame shows sample n modulo `count`. The first few do not count."""
+    """What `once` of frame 0, 1, ... took and gave; a frame shows sample n modulo `count`. The first few do not count.
+
+    Between frames it rests as long as those of a phone that sends do.
+    """
     times, given = [], []
     for frame in range(frames + FIRST):
+        time.sleep(2 * WAITING.delay_ms / 1000)
         started = time.perf_counter_ns()
         result = once(frame % count)
         times.append((time.perf_counter_ns() - started) / 1e6)

@@ -6,16 +6,17 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from splitcore.artefact import Artefact
+from splitcore.artefact import FLOAT32, Artefact
 from splitcore.codec import CodecConfig
 from splitcore.control import load_token
 from splitcore.journal import read
+from splitcore.link import LinkProfile
 from splitcore.telemetry.collector import Collector
 from testbed.nodes import Node, NodeError, Process
 from testbed.plan.probe import floor_ms
@@ -23,6 +24,9 @@ from testbed.report.stages import SpanIndex
 
 POLL_S = 0.25
 """seldom: the phone answers on the loop that its frames run on"""
+WAITING = LinkProfile(rate_up_kbps=1e8, rate_down_kbps=1e8, delay_ms=10)
+"""what frames are timed over: delay alone, which is taken off again. A phone and an edge that wait for one another between
+frames, as over any link, are slower than those that never rest: caches are cold, cores asleep, threads must be woken"""
 FIRST = 5
 """frames of a timed pass that do not count: a connection is new, buffers grow"""
 _CODEC: TypeAdapter[CodecConfig] = TypeAdapter(CodecConfig)
@@ -34,6 +38,8 @@ class NodeOptions:
     """How phone and edge are started."""
 
     phone_threads: int = 1
+    head: str = FLOAT32
+    """of the cuts' artefacts"""
     edge_threads: int = 0
     """0: half the cores"""
     edge_device: str = "auto"
@@ -87,7 +93,9 @@ def pair(artefact: Path, state: Path, options: NodeOptions, telemetry: str | Non
         edge = start(
             "edge_server", "edge", "--threads", str(options.edge_threads), "--device", options.edge_device, *trust
         )  # fmt: skip
-        phone = start("mobile_client", "phone", "--target", edge["grpc"], "--threads", str(options.phone_threads))
+        phone = start(
+            "mobile_client", "phone", "--target", edge["grpc"], "--threads", str(options.phone_threads), "--head", options.head
+        )
         yield Pair(Node("phone", phone["control"], token), Node("edge", edge["control"], token), edge["grpc"])
 
 
@@ -106,7 +114,7 @@ class Timed:
     frames: list[dict[str, Any]]
     """of the timed pass"""
     stages_ms: dict[str, list[float]]
-    """by stage, and `total`, of each of its frames"""
+    """by stage, and `total` without the delay, of each of its frames"""
     shown: list[dict[str, Any]]
     """of the pass of every sample"""
     device: str
@@ -121,7 +129,7 @@ def timed(artefact: Artefact, state: Path, options: NodeOptions, codec: CodecCon
     with contextlib.closing(Collector(spans)) as collector, pair(artefact.folder, state, options, collector.endpoint) as nodes:
         # all samples first: what they warm up is warm when the time is taken
         shown = nodes.frames(samples, state, codec, load={"kind": "offline"}, window=16)
-        rows = nodes.frames(frames + FIRST, state, codec)[FIRST:]
+        rows = nodes.frames(frames + FIRST, state, codec, link=asdict(WAITING))[FIRST:]
         device = str(nodes.edge.get("/models")["models"][0]["device"])
         floor = floor_ms(nodes.target)
     index = SpanIndex(read(spans), {})
@@ -131,5 +139,5 @@ def timed(artefact: Artefact, state: Path, options: NodeOptions, codec: CodecCon
         if one is None:
             raise NodeError(f"{artefact.manifest.name}: expected the spans of {row['id']} from phone and edge, got not all")
         for name in stages:
-            stages[name].append(one[name] / 1e6)
+            stages[name].append(one[name] / 1e6 - (2 * WAITING.delay_ms if name == "total" else 0))
     return Timed(rows, stages, shown, device, floor)

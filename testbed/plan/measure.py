@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitcore.artefact import Artefact
+from splitcore.artefact import FLOAT32, Artefact
 from splitcore.codec import CodecConfig, fit
 from splitcore.codec.uniform import Uniform
 from splitcore.frame import Frame, Reply
@@ -24,7 +24,7 @@ from testbed.plan.predict import framed_bytes, quantiles_of, spread_of
 
 LOSSLESS = Uniform(bits=8, per="tensor", zstd=True)
 """what the image is sent with: its own 256 values, through Zstandard"""
-LIVE = "phone and edge on loopback"
+LIVE = "phone and edge on one machine, a link of delay alone between them, which is taken off"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +61,19 @@ class Measurement:
         """One after another; raises LatentbedError."""
         network = Whole(self.whole, self._options.phone_threads)
         truth = network.all(self._images)
-        sent = self._timed(self.whole, LOSSLESS)
+        sent = self._timed(self.whole, LOSSLESS, replace(self._options, head=FLOAT32))
         yield self._live("image, lossless", "image", self.whole, LOSSLESS, sent, truth)
         if self._has_jpeg:
             yield self._jpeg(network, sent, truth)
         for made in self._prepared.cuts:
             artefact = Artefact(Path(made.folder))
             codec = artefact.manifest.codec
-            yield self._live(made.name, "cut", artefact, codec, self._timed(artefact, codec), truth)
+            yield self._live(made.name, "cut", artefact, codec, self._timed(artefact, codec, self._options), truth)
         yield self._phone(network, truth)
 
-    def _timed(self, artefact: Artefact, codec: CodecConfig) -> Timed:
+    def _timed(self, artefact: Artefact, codec: CodecConfig, options: NodeOptions) -> Timed:
         state = self._states / artefact.folder.name
-        found = timed(artefact, state, self._options, codec, frames=self._effort.frames, samples=len(self._images))
+        found = timed(artefact, state, options, codec, frames=self._effort.frames, samples=len(self._images))
         self.edge_device, self.floor_ms = found.device, min(self.floor_ms, found.floor_ms)
         return found
 

@@ -51,7 +51,7 @@ class Accuracy(_Strict):
 
 
 class Stages(_Strict):
-    """Of a frame on loopback, one in flight. `rest` is what is left of the total: threads, journal, gRPC, queue."""
+    """Of a frame in phone and edge, one in flight. `rest` is what is left of the total: threads, journal, gRPC, queue."""
 
     head: Spread
     encode: Spread
@@ -82,7 +82,7 @@ class Candidate(_Strict):
     down_bytes: float
     stages_ms: Stages
     total_ms: tuple[float, ...]
-    """on loopback: quantiles from 0 to 1 in equal steps"""
+    """in phone and edge, without the link: quantiles from 0 to 1 in equal steps"""
     frames: int
     accuracy: Accuracy | None
 

@@ -5,8 +5,8 @@ Kang et al., "Neurosurgeon: Collaborative Intelligence Between the Cloud and Mob
     argmin_c  head(c) + enc(c) + RTT + 8·bytes(c)/rate + dec(c) + tail(c)
 
 and estimates the terms layer by layer. Here everything but the link is one measured time, the whole way of a frame through
-phone and edge on loopback, and the link is the model that shapes it (`splitcore.link.line`): RTT and 8·bytes/rate, and jitter,
-loss and order besides. Total = loopback + up + down, by draws of each, so that p90 and p99 are those of the sum.
+phone and edge on one machine, and the link is the model that shapes it (`splitcore.link.line`): RTT and 8·bytes/rate, and
+jitter, loss and order besides. Total = nodes + up + down, by draws of each, so that p90 and p99 are those of the sum.
 
 Throughput is another matter: frames that follow one another fill phone, uplink, edge and downlink at once, so the slowest of
 these says how many come through: 1 / max(head + enc, 8·up/rate, dec + tail, 8·down/rate).
@@ -20,9 +20,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from splitcore.errors import ScenarioError
 from splitcore.link import Line, LinkProfile
 from splitcore.link.relay import PIECE_BYTES
-from testbed.plan.model import Candidate, LinkPlan, Place, Prediction, Spread
+from testbed.plan.model import Candidate, LinkPlan, Place, Prediction, Profile, Spread
 
 DRAWS = 2000
 QUANTILES = 41
@@ -88,6 +89,28 @@ def busy_ms(candidate: Candidate, link: LinkProfile) -> dict[Place, float]:
         "edge": stages.decode.p50 + stages.tail.p50,
         "downlink": 8 * candidate.down_bytes / link.rate_down_kbps,
     }
+
+
+def with_edge(profile: Profile, edge: Profile) -> Profile:
+    """The phone of one profile with the edge of another, which was measured on the edge's machine. Raises ScenarioError.
+
+    What is not head, codec or tail stays the phone's machine's: of gRPC and threads each machine has its half.
+    """
+    theirs = {candidate.name: candidate for candidate in edge.candidates}
+    if [one.name for one in profile.candidates] != [one.name for one in edge.candidates]:
+        raise ScenarioError(
+            f"expected the same candidates in both profiles, got {', '.join(one.name for one in profile.candidates)} and "
+            f"{', '.join(theirs)}: make both with the same arguments"
+        )
+    note = f"Decoding and tail as on another machine: {edge.device.cpu}, {edge.device.edge_device}."
+    swapped = tuple(_with_tail_of(candidate, theirs[candidate.name]) for candidate in profile.candidates)
+    return profile.model_copy(update={"candidates": swapped, "notes": (*profile.notes, note)})
+
+
+def _with_tail_of(mine: Candidate, theirs: Candidate) -> Candidate:
+    stages = mine.stages_ms.model_copy(update={"decode": theirs.stages_ms.decode, "tail": theirs.stages_ms.tail})
+    sooner = sum(getattr(mine.stages_ms, name).p50 - getattr(stages, name).p50 for name in ("decode", "tail"))
+    return mine.model_copy(update={"stages_ms": stages, "total_ms": tuple(max(0.0, ms - sooner) for ms in mine.total_ms)})
 
 
 def plan_link(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from splitcore.errors import ScenarioError
 from splitcore.link import PROFILES, LinkProfile
-from testbed.plan.model import Candidate, Kind, Spread, Stages
+from splitcore.plan import CutProfile, LinkEstimate, predicted_ms
+from testbed.plan.model import Candidate, Device, Kind, Profile, Spread, Stages
 from testbed.plan.plot import rates_around
-from testbed.plan.predict import busy_ms, crossing_ms, framed_bytes, plan_link, predict, quantiles_of
+from testbed.plan.predict import busy_ms, crossing_ms, framed_bytes, plan_link, predict, quantiles_of, with_edge
 
 STILL = LinkProfile(rate_up_kbps=2000, rate_down_kbps=8000, delay_ms=40)
 
@@ -35,6 +37,14 @@ def test_without_jitter_and_loss_the_total_is_neurosurgeons_sum() -> None:
     assert predicted.total_ms.p50 == pytest.approx(expected)
     assert predicted.total_ms.p99 == pytest.approx(expected)
     assert (predicted.up_ms, predicted.down_ms) == (pytest.approx(40 + 40), pytest.approx(40 + 0.5))
+
+
+def test_a_plan_says_what_the_phone_that_replans_says_of_the_same_figures() -> None:
+    one = candidate(down=0)
+    cut = CutProfile(name="a", head_ms=5, encode_ms=1, bytes_up=one.up_bytes, edge_ms=0.5 + 3)
+    rest_ms = one.stages_ms.rest.p50  # of which the phone's rule knows nothing
+    by_phone = predicted_ms(cut, LinkEstimate(rate_up_kbps=2000, round_trip_ms=2 * 40)) + rest_ms
+    assert predict(one, STILL).total_ms.p50 == pytest.approx(by_phone)
 
 
 def test_jitter_moves_a_small_message_by_half_of_it_each_way_and_a_long_one_by_more() -> None:
@@ -89,6 +99,25 @@ def test_the_fewer_bytes_win_on_a_slow_link_and_the_shorter_head_on_a_fast_one()
     assert (fast.best, fast.best_sent) == ("early", "early")
     far = plan_link([early, late, phone], "far", LinkProfile(rate_up_kbps=2000, rate_down_kbps=2000, delay_ms=500))
     assert (far.best, far.best_sent) == ("phone", "late")
+
+
+def profile(*candidates: Candidate) -> Profile:
+    device = Device(
+        id="0" * 12, cpu="this one", cores=2, platform="", onnxruntime="", phone_threads=1, edge_threads=0, edge_device="cpu"
+    )
+    return Profile(
+        network="net", dataset="digits", measured_at="", device=device, load=0, notes=(), floor_ms=0, candidates=candidates
+    )
+
+
+def test_the_tail_of_another_machine_takes_the_place_of_this_ones() -> None:
+    both = with_edge(profile(candidate(tail=30)), profile(candidate(head=90, tail=2)))
+    [one] = both.candidates
+    assert (one.stages_ms.head.p50, one.stages_ms.tail.p50) == (5, 2)
+    assert predict(one, STILL).total_ms.p50 == pytest.approx(predict(candidate(tail=2), STILL).total_ms.p50)
+    assert "this one" in both.notes[-1]
+    with pytest.raises(ScenarioError, match="expected the same candidates"):
+        with_edge(profile(candidate("a")), profile(candidate("b")))
 
 
 def test_a_message_is_framed_in_pieces_of_16_kib() -> None:
