@@ -44,7 +44,7 @@ def framed_bytes(message_bytes: float) -> float:
 
 def crossing_ms(link: LinkProfile, rate_kbps: float, size_bytes: float, rng: np.random.Generator, draws: int) -> Times:
     """[draws]: from when a message enters an idle direction of the link until its last byte leaves."""
-    line, size = Line(link, rate_kbps, rng), round(size_bytes)
+    line, size = Line(link, rate_kbps, rng), max(1, round(size_bytes))
     times = np.empty(draws)
     for draw in range(draws):
         start_s = arrival_s = draw * APART_S

@@ -44,7 +44,7 @@ def test_a_plan_says_what_the_phone_that_replans_says_of_the_same_figures() -> N
     cut = CutProfile(name="a", head_ms=5, encode_ms=1, bytes_up=one.up_bytes, edge_ms=0.5 + 3)
     rest_ms = one.stages_ms.rest.p50  # of which the phone's rule knows nothing
     by_phone = predicted_ms(cut, LinkEstimate(rate_up_kbps=2000, round_trip_ms=2 * 40)) + rest_ms
-    assert predict(one, STILL).total_ms.p50 == pytest.approx(by_phone)
+    assert predict(one, STILL).total_ms.p50 == pytest.approx(by_phone, abs=0.01)
 
 
 def test_jitter_moves_a_small_message_by_half_of_it_each_way_and_a_long_one_by_more() -> None:
