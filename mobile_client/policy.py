@@ -74,9 +74,12 @@ class Replanner:
         tell({"event": "switch", "from": None, "to": self.current.name, "why": "the first of the prepared cuts"})
 
     def answered(self, shot: Shot, edge_ms: float | None, answered_ns: int) -> None:
-        if edge_ms is not None:
+        sent_ms, answered_ms = shot.sent_ns / 1e6, answered_ns / 1e6
+        if edge_ms is None or not 0 <= edge_ms <= answered_ms - sent_ms:
+            edge_ms = 0.0  # a server that does not say, or says what cannot be: its time counts as the link's
+        else:
             self._edge[shot.cut.name].add(edge_ms)
-        self._observed.answer(shot.message_bytes, shot.sent_ns / 1e6, answered_ns / 1e6, edge_ms or 0.0)
+        self._observed.answer(shot.message_bytes, sent_ms, answered_ms, edge_ms)
         link = self._observed.estimate
         if link is None:
             return
