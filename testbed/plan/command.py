@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -55,7 +55,13 @@ def plan(
 ) -> Plan:
     """`given` and more: what `python -m splitcore.nn.split.prepare` takes. Raises LatentbedError."""
     links = [(name, link_of(name)) for name in asked.links]  # refused before anything is measured
+    if asked.check and asked.edge_profile is not None:
+        raise ScenarioError("expected --check or --edge-profile: a check runs phone and edge on this machine")
     known = None if profile is None else load_plan(profile).profile
+    if known is not None:
+        # a check of what was measured runs as that did
+        threads = known.device
+        options = replace(options, phone_threads=threads.phone_threads, edge_threads=threads.edge_threads)
     other = None if asked.edge_profile is None else load_plan(asked.edge_profile).profile
     measured = known or _measured(given, work, options, effort, console)
     measured = measured if other is None else with_edge(measured, other)

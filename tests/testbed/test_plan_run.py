@@ -141,6 +141,7 @@ def test_what_is_asked_wrong_is_refused_in_words(made: tuple[Path, str], tmp_pat
     assert "expected a network or folders of artefacts" in refused()
     assert "expected --link of wifi" in refused("--profile", profile, "--link", "3g")
     assert "expected --check best, all, or a candidate" in refused("--profile", profile, "--check", "all on the phone")
+    assert "--check or --edge-profile" in refused("--profile", profile, "--edge-profile", profile, "--check", "best")
     (tmp_path / "old.json").write_text('{"schema_version": 2}')
     assert "schema version 1" in refused("--profile", str(tmp_path / "old.json"))
     with pytest.raises(ScenarioError, match="rate_up_kbps"):
