@@ -170,6 +170,7 @@ def stream(digits_artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     return run, build(run)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_a_running_stream_is_held_and_the_report_says_what_the_hold_was_worth(stream: tuple[Path, Report]) -> None:
     run, report = stream
@@ -192,6 +193,7 @@ def test_a_running_stream_is_held_and_the_report_says_what_the_hold_was_worth(st
     assert attacks["noise"].distance_sent is not None, "also where nothing was turned"
 
 
+@pytest.mark.long
 def test_frames_wait_behind_held_ones_only_where_the_order_is_kept(stream: tuple[Path, Report]) -> None:
     sides = {side.name: side for side in stream[1].client}
     assert list(sides) == ["clean", "noise", "square-400", "square-25", "square-400-keep"]
@@ -201,6 +203,7 @@ def test_frames_wait_behind_held_ones_only_where_the_order_is_kept(stream: tuple
     assert medians[0] is not None and medians[1] is not None and medians[0] < medians[1]
 
 
+@pytest.mark.long
 def test_page_and_markdown_have_the_grid_and_the_clients_side(stream: tuple[Path, Report]) -> None:
     run, _ = stream
     page, text = (run / "report.html").read_text(), (run / "report.md").read_text()
