@@ -197,6 +197,17 @@ def test_a_network_may_call_its_tensors_as_the_halves_call_theirs() -> None:
         np.testing.assert_allclose(through, whole, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+def test_a_file_of_an_old_operator_set_with_its_weights_among_the_inputs_is_cut_like_a_new_one(mobile: Graph) -> None:
+    old = Mobile().model
+    for weight in old.graph.initializer:
+        old.graph.input.append(helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims)))
+    old.opset_import[0].version, old.ir_version = 11, 6
+    graph = Graph(old, "old")
+    assert [cut.name for cut in graph.cuts()] == [cut.name for cut in mobile.cuts()]
+    for name, expected, got in halves(graph, 1):
+        assert np.abs(got - expected).max() < 1e-5, name
+
+
 def test_networks_of_another_kind_are_refused_with_what_was_found(tmp_path: Path) -> None:
     two = Mobile().model
     two.graph.output.append(helper.make_tensor_value_info("flat", TensorProto.FLOAT, ["N", 16]))

@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 import onnx
+import onnx.version_converter
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from splitcore.errors import ScenarioError
@@ -26,6 +27,8 @@ BATCHES = (2, 3)
 ENDS = frozenset({"image", "latent", "logits"})
 """what the inputs and outputs of the two halves are called"""
 FIXED_BATCH = "a network that was exported for one image keeps that number in its reshapes; export it with a dynamic batch"
+LEAST_OPSET = 15
+"""the first in which a part of a shape can be asked for"""
 SIZE = "latentbed_batch_size"
 """the int64 [1] tensor that holds how many images there are; everything that is `sized` is made of it"""
 
@@ -68,6 +71,7 @@ class Graph:
             onnx.checker.check_model(copied)
         except onnx.checker.ValidationError as error:
             raise ScenarioError(f"{what} is no valid ONNX network: {error}") from error
+        copied = _of_this_age(copied, what)
         weights = {tensor.name for tensor in copied.graph.initializer}
         inputs = [value for value in copied.graph.input if value.name not in weights]
         if len(inputs) != 1 or len(copied.graph.output) != 1:
@@ -245,6 +249,20 @@ def _rename(graph: GraphProto, names: Mapping[str, str]) -> None:
         for attribute in node.attribute:
             for inner in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
                 _rename(inner, names)
+
+
+def _of_this_age(model: ModelProto, what: str) -> ModelProto:
+    """In an operator set that the nodes which a cut adds belong to. Raises ScenarioError."""
+    if all(opset.domain not in ("", "ai.onnx") or opset.version >= LEAST_OPSET for opset in model.opset_import):
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, LEAST_OPSET)
+    except (RuntimeError, ValueError) as error:
+        old = ", ".join(f"{opset.domain or 'ai.onnx'} {opset.version}" for opset in model.opset_import)
+        raise ScenarioError(
+            f"{what}: expected operators that can be had in opset {LEAST_OPSET}, got {old}: export it again with a newer one "
+            f"({error})"
+        ) from error
 
 
 def _with_sizes(model: ModelProto, image: str, shapes: Mapping[str, tuple[int, ...]]) -> ModelProto:

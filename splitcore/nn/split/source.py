@@ -25,7 +25,8 @@ def load(model: str, image: tuple[int, int, int] | None) -> ModelProto:
     path = Path(model)
     if ":" not in model and not path.is_file():
         raise ScenarioError(
-            f"expected a file .onnx or .pt2, or module:name of a torch module, got {model}: there is no such file"
+            f"expected a file .onnx or .pt2, or module:name of a torch module, got {model}: "
+            + ("that is a folder" if path.is_dir() else "there is no such file")
         )
     if path.suffix == ".onnx":
         try:
