@@ -12,6 +12,7 @@ import pytest
 from mobile_client.cuts import Cut, Cuts
 from mobile_client.passes import Replan
 from mobile_client.policy import Replanner
+from mobile_client.settings import Setting
 from mobile_client.shot import Shot
 from splitcore.plan import CutProfile
 
@@ -23,7 +24,7 @@ BYTES = {"digits-wide": 10_000, "digits-narrow": 1_000}
 
 @pytest.fixture(scope="module")
 def cuts(digits_cuts: tuple[Path, Path]) -> list[Cut]:
-    return Cuts(digits_cuts, threads=1).for_pass(Replan(), None)
+    return Cuts(digits_cuts, Setting()).for_pass(Replan(), None)
 
 
 class Stream:
@@ -44,8 +45,8 @@ class Stream:
         for _ in range(frames):
             cut = self.phone.current
             shot = Shot(
-                id="r/phone/0", sequence=0, sample=0, label=None, cut=cut, payload=b"", scheduled_ns=0, head_start_ns=0,
-                head_end_ns=0, encoded_ns=0, sent_ns=int(self.now_ms * 1e6), message_bytes=BYTES[cut.name],
+                id="r/phone/0", sequence=0, sample=0, label=None, cut=cut, payload=b"", head="float32", scheduled_ns=0,
+                head_start_ns=0, head_end_ns=0, encoded_ns=0, sent_ns=int(self.now_ms * 1e6), message_bytes=BYTES[cut.name],
             )  # fmt: skip
             answered_ms = self.now_ms + ROUND_TRIP_MS + EDGE_MS + 8 * BYTES[cut.name] / rate_up_kbps
             self.phone.answered(shot, edge_ms, int(answered_ms * 1e6))

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from mobile_client.cuts import Cuts
+from mobile_client.settings import Setting
 from splitcore.artefact import MANIFEST, Artefact
 from splitcore.errors import ArtefactError
 from splitcore.journal import read
@@ -77,6 +78,7 @@ def start_phone(digits_cuts: tuple[Path, Path], tmp_path: Path, start_process: A
     return start
 
 
+@pytest.mark.long
 def test_a_running_stream_switches_when_the_link_gets_worse_and_back_and_loses_no_frame(
     tmp_path: Path, start_edge: Any, start_phone: Any
 ) -> None:
@@ -148,6 +150,7 @@ def out(client: httpx.Client) -> set[str]:
     return set(cuts.values())
 
 
+@pytest.mark.long
 def test_a_killed_phone_sends_what_it_had_sent_through_the_same_cut_again(
     tmp_path: Path, start_edge: Any, start_phone: Any
 ) -> None:
@@ -212,6 +215,6 @@ def test_cuts_of_different_tasks_are_refused_in_words(digits_cuts: tuple[Path, P
     manifest = json.loads((other / MANIFEST).read_text())
     (other / MANIFEST).write_text(json.dumps(manifest | {"preprocessing": "upside down"}))
     with pytest.raises(ArtefactError, match=f"for the same images and classes, got {WIDE} with preprocessing"):
-        Cuts((digits_cuts[0], other), threads=1)
+        Cuts((digits_cuts[0], other), Setting())
     with pytest.raises(ArtefactError, match="expected artefacts of different names"):
-        Cuts((digits_cuts[0], digits_cuts[0]), threads=1)
+        Cuts((digits_cuts[0], digits_cuts[0]), Setting())

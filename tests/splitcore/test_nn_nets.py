@@ -185,7 +185,7 @@ def test_a_recipe_is_trained_or_pretrained_and_not_both() -> None:
     recipe = load_recipe(RECIPES / "cifar10-resnet20-stage1.yaml")
     assert recipe.pretrained is not None
     for change in ({"epochs": 3}, {"pretrained": None}):
-        with pytest.raises(ValueError, match="either `epochs` from 1 or `pretrained`"):
+        with pytest.raises(ValueError, match="expected one of `epochs` from 1, `stages` and `pretrained`"):
             dataclasses.replace(recipe, **change)  # type: ignore[arg-type]
     for file in ("/etc/x.safetensors", "../x.safetensors", "a/../x.safetensors", "x.pkl"):
         with pytest.raises(ValueError, match="file"):

@@ -19,7 +19,7 @@ from testbed.plan.live import FIRST
 from testbed.plan.model import Plan, load_plan
 from testbed.plan.predict import framed_bytes
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 LINK = "{rate_up_kbps: 200, rate_down_kbps: 1000, delay_ms: 30}"
 
 

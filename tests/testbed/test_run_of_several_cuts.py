@@ -35,6 +35,7 @@ def scenario_file(folder: Path, cuts: tuple[Path, Path]) -> Path:
     return path
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_run_of_several_cuts_says_which_frames_went_by_which_and_its_books_agree(
     digits_cuts: tuple[Path, Path], tmp_path: Path
