@@ -50,7 +50,7 @@ def test_an_approach_is_trained_by_its_recipe_served_and_attacked_and_the_books_
     drive(folder, artefact.folder, None, Console(quiet=True))
     report = json.loads(build(folder, artefact.folder).model_dump_json())
     assert report["ledger"]["disagreement_count"] == 0
-    assert report["clean"]["accuracy"]["value"] > 0.85
+    assert report["clean"]["accuracy"] > 0.85
     success = {attack["name"]: attack["asr"]["value"] for attack in report["attacks"]}
     # after JPEG hardly a candidate is in a ball that bounds every coordinate
     assert success["square"] > success["noise-linf"] or approach == "jc", success
