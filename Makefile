@@ -36,7 +36,7 @@ demo: $(READY) ## the whole way: train, three processes, clean and attacked pass
 test: $(READY) ## the tests, but the long ones and those with containers, GPU or other libraries
 	@$(BIN)/python -m pytest -q --durations=15 -m "not compose and not gpu and not parity and not arm64 and not long"
 
-test-long: $(READY) ## the tests that take long: killed processes, whole studies, what is learned from traffic
+test-long: $(READY) ## the tests that take long: whole runs and trainings, killed processes, what is learned from traffic
 	@$(BIN)/python -m pytest -q -m "long and not compose and not gpu and not parity and not arm64"
 
 test-parity: $(VENV)/.parity ## our attacks beside those of ART, foolbox and torchattacks, which this installs

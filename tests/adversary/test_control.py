@@ -258,6 +258,7 @@ def test_frames_that_are_held_when_the_behaviour_changes_go_on_and_no_more_are_h
     assert sorted(session["reason"] for session in sessions) == ["error"] * 5 + ["full"] * 15
 
 
+@pytest.mark.long
 def test_an_adversary_that_was_killed_goes_on_with_its_sessions(digits_artefact: Path, tmp_path: Path) -> None:
     """The frame comes again after SIGKILL: its session has asked no query twice, and its budget is the one it had."""
     threat = {"norm": "l2", "eps": 1e-6, "eps_unit": "std", "budget": 6000}

@@ -102,6 +102,7 @@ def told(outcomes: dict[str, Outcome]) -> dict[str, tuple[object, ...]]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("attack", [Square(), HopSkipJump()], ids=lambda attack: attack.kind)
 def test_several_workers_find_what_one_finds_also_when_one_of_them_is_killed(
     edge: Edge, tmp_path: Path, attack: Square | HopSkipJump

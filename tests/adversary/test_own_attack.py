@@ -112,6 +112,7 @@ def install(package: Path) -> None:
     (package / "my_attacks.py").write_text(Path(OWN).read_text())
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_the_example_runs_in_a_real_adversary_from_its_file_and_as_an_installed_package(
     digits_artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -151,6 +152,7 @@ def sessions(folder: Path, name: str) -> list[dict[str, Any]]:
     return sorted(read(path), key=lambda row: int(row["frame"].rpartition("/")[2]))
 
 
+@pytest.mark.long
 def test_an_adversary_that_trusts_nobody_refuses_whoever_holds_its_token(
     digits_artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ def outcomes_of(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["frame"]: {key: row[key] for key in keep} for row in read(folder / "outcomes.jsonl")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "norm"), SEARCHES, ids=lambda value: getattr(value, "__name__", value))
 def test_a_killed_campaign_goes_on_as_if_nothing_had_happened(kind: type[Attack], norm: Norm, tmp_path: Path) -> None:
     undisturbed = tmp_path / "undisturbed"

@@ -67,6 +67,7 @@ def test_a_decision_is_kept_until_artefact_or_device_is_another(
     assert bench.decided(int8_artefact, tmp_path).made_on == device(int8_artefact)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head", ["int8-u8", "int8-s8"])
 def test_frames_of_a_head_in_int8_get_the_labels_of_float32_and_their_lines_say_which_head_ran(
     int8_artefact: Artefact, tmp_path: Path, start_process: Any, head: str

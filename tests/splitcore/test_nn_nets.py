@@ -215,6 +215,7 @@ def test_weights_that_are_absent_altered_or_another_networks_are_refused_and_the
         load_pretrained(model, pretrained(), tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("file", ["cifar10-resnet20-stage1", "cifar10-resnet56-stage2", "lenet-mnist", "lenet-digits"])
 @torch.inference_mode()
 def test_a_recipes_network_survives_export(file: str, tmp_path: Path) -> None:

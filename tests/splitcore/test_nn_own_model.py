@@ -36,6 +36,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
     return Artefact(folder)
 
 
+@pytest.mark.long
 @torch.inference_mode()
 def test_head_in_onnx_and_codec_and_trusted_tail_are_the_exported_model(exported: Artefact) -> None:
     images, labels = exported.samples
@@ -100,6 +101,7 @@ def test_a_scenarios_trusted_file_is_meant_from_its_folder_and_a_module_is_a_nam
     assert load_scenario(again) == scenario, "a run that is resumed trusts the same file"
 
 
+@pytest.mark.long
 def test_the_edge_server_serves_an_own_tail_when_the_scenario_trusts_it(exported: Artefact, tmp_path: Path) -> None:
     scenario = load_scenario(EXAMPLE / "scenario.yaml").model_copy(update={"attacks": (), "adversary": False})
     with local_nodes(scenario, exported.folder, tmp_path, None, None) as nodes:

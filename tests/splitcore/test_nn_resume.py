@@ -66,6 +66,7 @@ def same(a: SplitModel, b: SplitModel) -> bool:
     return all(torch.equal(ours, theirs) for ours, theirs in pairs) and a.latent == b.latent
 
 
+@pytest.mark.long
 def test_wherever_it_was_cut_off_it_ends_with_the_same_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     undisturbed = train(STUDENT, progress=False, device="cpu")
     for steps in (2, 7, 13):  # of 3 an epoch: in the teacher's only one, in the second of the first stage and of the second

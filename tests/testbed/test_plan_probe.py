@@ -39,6 +39,7 @@ def test_a_padded_call_is_as_large_as_it_was_asked_for() -> None:
         assert 0 < len(oip.pack_padding(bytes(size))) - size <= 4
 
 
+@pytest.mark.long
 async def test_a_shaped_link_is_found_again_through_a_live_edge(edge: str) -> None:
     # slow, so that what the shaper does is far more than what a busy machine adds
     slow = LinkProfile(rate_up_kbps=1000, rate_down_kbps=4000, delay_ms=40)

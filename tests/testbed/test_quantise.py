@@ -20,6 +20,7 @@ def latentbed(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
 
+@pytest.mark.long
 def test_the_command_adds_heads_and_says_what_they_cost(digits_artefact: Path, tmp_path: Path) -> None:
     made = latentbed("quantise", digits_artefact, "--out", tmp_path / "digits", "--count", 64)
     assert made.returncode == 0, made.stdout + made.stderr
@@ -46,6 +47,7 @@ def test_a_scenario_runs_with_a_head_in_int8(digits_artefact: Path, tmp_path: Pa
     assert json.loads((tmp_path / "runs" / "latest" / "report.json").read_text())["ledger"]["agrees"]
 
 
+@pytest.mark.long
 def test_without_images_to_calibrate_with_the_command_says_what_to_give(digits_artefact: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = latentbed("quantise", digits_artefact, "--out", tmp_path / "out", "--images", tmp_path / "empty")

@@ -36,6 +36,7 @@ def measured(folder: Path, artefact: Path) -> list[dict[str, object]]:
     return json.loads((folder / "runs" / "rates" / "tiny" / "tiny.json").read_text())["rows"]  # type: ignore[no-any-return]
 
 
+@pytest.mark.long
 def test_bytes_and_accuracy_are_those_of_the_codec_and_a_second_call_measures_nothing(
     digits_artefact: Path, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper, save
 from typer.testing import CliRunner
@@ -34,6 +35,7 @@ def residual_net(path: Path) -> None:
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
 
 
+@pytest.mark.long
 def test_an_onnx_file_is_cut_through_a_residual_block_served_and_attacked(tmp_path: Path) -> None:
     residual_net(tmp_path / "net.onnx")
     artefact = tmp_path / "artefact"

@@ -177,6 +177,7 @@ def test_every_attack_there_is_can_be_studied_in_every_norm_on_the_wire(digits_a
     assert of_grid(study, study.grids[0], rows) == rows
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_an_attack_that_fails_is_an_error_after_everything_else_was_measured(digits_artefact: Path, tmp_path: Path) -> None:
     (tmp_path / "broken_attack.py").write_text(BROKEN)
