@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,11 +26,10 @@ from splitcore.errors import ArtefactError, ScenarioError
 from splitcore.telemetry.collector import Collector
 from splitcore.threat import Scale, ThreatModel, absolute_eps
 from splitcore.wire.channel import split_address
-from testbed.nodes import NodeError, Trio, local_nodes, remote_nodes
+from testbed.nodes import Trio, following, local_nodes, remote_nodes
 from testbed.scenario import AttackPass, OtherCut, RecordPass, Scenario, StreamPass, dump_scenario, load_scenario
 from testbed.versions import versions
 
-POLL_S = 0.1
 LESSON_S = 900.0
 """how long an adversary may take to learn before a pass"""
 
@@ -170,8 +169,8 @@ class _Pass:
         started = time.monotonic()
         self.trio.client.post("/passes", self._request())
         task = progress.add_task(self.plan.name, total=self.frames, note="")
-        for done, note in self._wait():
-            progress.update(task, completed=done, note=note)
+        for done in following(self.trio.client, self.run):
+            progress.update(task, completed=done, note=self._note())
         wall_s = time.monotonic() - started
         if self.trio.adversary is not None:
             # ends what is still held, so that the books are closed before they are read
@@ -180,17 +179,6 @@ class _Pass:
         temporary = into / "pass.json.new"
         temporary.write_text(json.dumps(self._description(wall_s), indent=1) + "\n")
         temporary.replace(into / "pass.json")
-
-    def _wait(self) -> Iterator[tuple[int, str]]:
-        """(frames done, a note on the adversary) until the client's pass has ended. Raises NodeError."""
-        while True:
-            state = self.trio.client.get(f"/passes/{self.run}")
-            yield int(state["done"]), self._note()
-            if state["state"] == "failed":
-                raise NodeError(f"pass {self.plan.name}: the client gave up: {state['error']}")
-            if state["state"] == "done":
-                return
-            time.sleep(POLL_S)
 
     def _note(self) -> str:
         if self.attack is None or self.trio.adversary is None:

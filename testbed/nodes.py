@@ -21,6 +21,7 @@ from splitcore.node import END_WITH_STDIN, begin, read_ready
 from testbed.scenario import Scenario
 
 START_S = 60.0
+POLL_S = 0.1
 
 
 class NodeError(LatentbedError):
@@ -74,6 +75,18 @@ class Node:
         if reply.is_error:
             reply.read()
             raise NodeError(f"{self.name}: {reply.request.method} {reply.request.url.path}: {reply.status_code} {reply.text}")
+
+
+def following(client: Node, run: str, *, every_s: float = POLL_S) -> Iterator[int]:
+    """Frames that are done, again and again, until the client's pass has ended. Raises NodeError."""
+    while True:
+        state = client.get(f"/passes/{run}")
+        yield int(state["done"])
+        if state["state"] == "failed":
+            raise NodeError(f"{run}: the client gave up: {state['error']}")
+        if state["state"] == "done":
+            return
+        time.sleep(every_s)
 
 
 @dataclass(frozen=True)

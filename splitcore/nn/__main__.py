@@ -33,15 +33,8 @@ def main(
     try:
         if fresh and (out / CHECKPOINTS).exists():
             shutil.rmtree(out / CHECKPOINTS)
-        _run(
-            load_recipe(recipe),
-            out,
-            if_missing=if_missing,
-            data_dir=data_dir,
-            device=device,
-            threads=threads,
-            compiled=compiled,
-        )
+        what = load_recipe(recipe)
+        _run(what, out, if_missing=if_missing, data_dir=data_dir, device=device, threads=threads, compiled=compiled)
     except (LatentbedError, OSError) as error:
         typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
         raise typer.Exit(1) from error

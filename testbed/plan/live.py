@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from splitcore.control import load_token
 from splitcore.journal import read
 from splitcore.link import LinkProfile
 from splitcore.telemetry.collector import Collector
-from testbed.nodes import Node, NodeError, Process
+from testbed.nodes import Node, NodeError, Process, following
 from testbed.plan.probe import floor_ms
 from testbed.report.stages import SpanIndex
 
@@ -61,10 +60,8 @@ class Pair:
         run = f"plan.{len(self.runs)}"
         self.runs.append(run)
         self.phone.post("/passes", {"run": run, "count": count, "codec": _CODEC.dump_python(codec, mode="json"), **request})
-        while (state := self.phone.get(f"/passes/{run}"))["state"] == "running":
-            time.sleep(POLL_S)
-        if state["state"] == "failed":
-            raise NodeError(f"the phone gave up: {state['error']}")
+        for _ in following(self.phone, run, every_s=POLL_S):
+            continue
         path = into / f"{run}.jsonl"
         self.phone.save(f"/passes/{run}/frames", path)
         rows = sorted(read(path), key=lambda row: int(row["sequence"]))

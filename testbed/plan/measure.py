@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from splitcore.artefact import FLOAT32, Artefact
 from splitcore.codec import CodecConfig, fit
 from splitcore.codec.uniform import Uniform
-from splitcore.frame import Frame, Reply
+from splitcore.frame import Reply
 from splitcore.prepared import Prepared
 from splitcore.wire import oip
+from testbed.envelope import envelope_bytes
 from testbed.plan.here import Whole, from_jpeg, timed_ms, to_jpeg
 from testbed.plan.live import NodeOptions, Timed, timed
 from testbed.plan.model import Accuracy, Candidate, Stages
@@ -87,7 +88,7 @@ class Measurement:
         return Candidate(
             name=name, kind=kind, cut=manifest.cut, latent=manifest.latent.shape, codec=coder.name,
             folder=str(artefact.folder), measured=LIVE,
-            payload_bytes=request - envelope_bytes(found.shown, artefact, coder.name, max(0, round(request) - 100)),
+            payload_bytes=request - mean_envelope_bytes(found.shown, artefact, coder.name, max(0, round(request) - 100)),
             request_bytes=request, reply_bytes=reply, up_bytes=framed_bytes(request), down_bytes=framed_bytes(reply),
             stages_ms=stages_of(found.stages_ms), total_ms=quantiles_of(found.stages_ms["total"]),
             frames=len(found.frames), accuracy=self._accuracy(_labels(found.shown), truth),
@@ -103,7 +104,7 @@ class Measurement:
         payload = float(np.mean([len(data) for data in coded]))
         name = self.whole.manifest.name
         reply = reply_bytes(sent.shown[-1]["id"], name, len(self.whole.manifest.classes))
-        request = payload + envelope_bytes(sent.shown, self.whole, f"jpeg{quality}", round(payload))
+        request = payload + mean_envelope_bytes(sent.shown, self.whole, f"jpeg{quality}", round(payload))
         stages = {**sent.stages_ms, "encode": encode_ms, "decode": decode_ms}
         swapped = zip(sent.stages_ms["encode"], sent.stages_ms["decode"], encode_ms, decode_ms, strict=True)
         total = [
@@ -156,12 +157,9 @@ def reply_bytes(frame: str, model: str, classes: int) -> float:
     return float(len(oip.pack_stream_reply(reply)))
 
 
-def envelope_bytes(rows: Sequence[dict[str, Any]], artefact: Artefact, codec: str, about: int) -> float:
+def mean_envelope_bytes(rows: Sequence[dict[str, Any]], artefact: Artefact, codec: str, about: int) -> float:
     """What of the requests is not the payload, where that has about so many bytes: mean of the frames."""
-    manifest, payloads = artefact.manifest, (bytes(about),)
-    frames = (Frame(id=row["id"], payloads=payloads, codec=codec, shape=manifest.latent.shape, attempt=1, model=manifest.name)
-              for row in rows)  # fmt: skip
-    return float(np.mean([len(oip.pack_request(frame)) - about for frame in frames]))
+    return float(np.mean([envelope_bytes(artefact, codec, row["id"], about) for row in rows]))
 
 
 def _labels(rows: Sequence[dict[str, Any]]) -> NDArray[np.int64]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import secrets
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,15 +16,13 @@ from mobile_client.passes import Offline, PassRequest
 from splitcore.artefact import Artefact
 from splitcore.codec import CodecConfig, fit
 from splitcore.data.source import SourceConfig, open_source
-from splitcore.frame import Frame
 from splitcore.journal import read
-from splitcore.wire import oip
-from testbed.nodes import Node, NodeError, local_nodes
+from testbed.envelope import envelope_bytes
+from testbed.nodes import NodeError, following, local_nodes
 from testbed.report.statistics import rate_of
 from testbed.scenario import Edge, Scenario
 
 Row: TypeAlias = dict[str, Any]
-POLL_S = 0.1
 _SOURCE: TypeAdapter[SourceConfig] = TypeAdapter(SourceConfig)
 
 
@@ -48,24 +45,13 @@ def points(
             run = f"{artefact.manifest.name}.{secrets.token_hex(3)}"
             request = PassRequest(run=run, count=count, source=source, codec=config, load=Offline(), window=64)
             trio.client.post("/passes", request.model_dump(mode="json"))
-            for done in _until_done(trio.client, run):
+            for done in following(trio.client, run):
                 tell(name, done, count)
             journal = folder / f"{run}.jsonl"
             trio.client.save(f"/passes/{run}/frames", journal)
             frames = list(read(journal))
             journal.unlink()
             yield _row(artefact, config, name, frames) | {"key": key(artefact, config, source)}
-
-
-def _until_done(client: Node, run: str) -> Iterator[int]:
-    while True:
-        state = client.get(f"/passes/{run}")
-        yield int(state["done"])
-        if state["state"] == "failed":
-            raise NodeError(f"{run}: the client gave up: {state['error']}")
-        if state["state"] == "done":
-            return
-        time.sleep(POLL_S)
 
 
 def _row(artefact: Artefact, codec: CodecConfig, name: str, frames: Sequence[dict[str, Any]]) -> Row:
@@ -79,12 +65,5 @@ def _row(artefact: Artefact, codec: CodecConfig, name: str, frames: Sequence[dic
         "artefact": manifest.name, "handshake": manifest.handshake, "approach": manifest.approach, "codec": name,
         "n": len(frames), "accuracy": right.model_dump(), "unsplit_on_samples": manifest.accuracy,
         "bytes": {"mean": statistics.fmean(sent), "least": min(sent), "most": max(sent)},
-        "envelope_bytes": _envelope(artefact, name, str(frames[0]["id"])),
+        "envelope_bytes": envelope_bytes(artefact, name, str(frames[0]["id"]), 0),
     }  # fmt: skip
-
-
-def _envelope(artefact: Artefact, codec: str, frame_id: str) -> int:
-    """What of a message is not payload."""
-    manifest = artefact.manifest
-    empty = Frame(id=frame_id, payloads=(b"",), codec=codec, shape=manifest.latent.shape, attempt=1, model=manifest.name)
-    return len(oip.pack_request(empty))
