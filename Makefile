@@ -25,6 +25,8 @@ COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 
 # One thread a process: several nodes share the cores, and more threads only wait for one another.
 export OMP_NUM_THREADS ?= 1
+# Test files go to two processes: many tests wait for a socket or a clock.
+WORKERS ?= 2
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9%-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -34,7 +36,8 @@ demo: $(READY) ## the whole way: train, three processes, clean and attacked pass
 	@$(BIN)/latentbed demo
 
 test: $(READY) ## the tests, but the long ones and those with containers, GPU or other libraries
-	@$(BIN)/python -m pytest -q --durations=15 -m "not compose and not gpu and not parity and not arm64 and not long"
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=15 \
+		-m "not compose and not gpu and not parity and not arm64 and not long"
 
 test-long: $(READY) ## the tests that take long: whole runs and trainings, killed processes, what is learned from traffic
 	@$(BIN)/python -m pytest -q -m "long and not compose and not gpu and not parity and not arm64"
