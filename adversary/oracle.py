@@ -53,8 +53,8 @@ class LiveOracle:
     """
 
     def __init__(self, target: str) -> None:
+        self._target = target
         self._channel = sync_channel(target)
-        self._stream = self._channel.stream_stream(oip.path(oip.STREAM))
         self._infer = self._channel.unary_unary(oip.path(oip.INFER))
         self._live = self._channel.unary_unary(oip.path(oip.LIVE))
         self._line: _Line | None = None
@@ -66,7 +66,8 @@ class LiveOracle:
         while not self._calls_only:
             with self._lock:
                 if self._line is None or self._line.broken:
-                    self._line = _Line(self._stream, self._without_stream)
+                    # on a connection of its own: that of a broken one may be half open, and a stream on it is as dead
+                    self._line = _Line(sync_channel(self._target), self._without_stream)
                 line = self._line
             if line.ask(frame, answered, timeout_s):
                 return  # else it broke this moment
@@ -113,16 +114,14 @@ class LiveOracle:
 class _Line:
     """One stream; when it breaks, every request on it has failed, and the next one takes another."""
 
-    def __init__(
-        self, stream: grpc.StreamStreamMultiCallable, otherwise: Callable[[Frame, Answered, float | None], None]
-    ) -> None:
+    def __init__(self, channel: grpc.Channel, otherwise: Callable[[Frame, Answered, float | None], None]) -> None:
         self.broken = False
-        self._otherwise = otherwise
+        self._channel, self._otherwise = channel, otherwise
         self._lock = threading.Lock()
         self._pending: dict[str, tuple[Frame, Answered, float | None, float]] = {}
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._answered_any = False
-        self._call = stream(self._messages())
+        self._call = channel.stream_stream(oip.path(oip.STREAM))(self._messages())
         self._ended = threading.Event()
         threading.Thread(target=self._read, name="answers", daemon=True).start()
         threading.Thread(target=self._watch, name="patience", daemon=True).start()
@@ -174,6 +173,7 @@ class _Line:
                 answered(Reply(id=frame.id, error=f"{code.name}: {details}"))
             else:
                 answered(failure)
+        self._channel.close()
 
     def _watch(self) -> None:
         """A request whose time has run out takes the stream with it: no late answer can be mistaken for that of a retry."""
