@@ -13,6 +13,7 @@ import typer
 from adversary.node import run
 from splitcore.errors import LatentbedError
 from splitcore.node import new_event_loop
+from splitcore.wire.tls import client_tls, server_tls
 
 
 def main(
@@ -27,6 +28,16 @@ def main(
     node: Annotated[str, typer.Option(help="this node's name in telemetry")] = "adversary",
     allow: Annotated[list[str] | None, typer.Option(help="a host outside private ranges that is yours to attack")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="data sets, for insiders", envvar="LATENTBED_DATA")] = None,
+    upstream_trust: Annotated[
+        Path | None, typer.Option(help="PEM: authorities of UPSTREAM; with it queries go over TLS")
+    ] = None,
+    upstream_certificate: Annotated[
+        Path | None, typer.Option(help="PEM: for an upstream that wants one, a stolen one say")
+    ] = None,
+    upstream_key: Annotated[Path | None, typer.Option(help="PEM, of --upstream-certificate")] = None,
+    upstream_name: Annotated[str | None, typer.Option(help="the name in the upstream's certificate; default: its host")] = None,
+    control_certificate: Annotated[Path | None, typer.Option(help="PEM; with it the control API speaks TLS alone")] = None,
+    control_key: Annotated[Path | None, typer.Option(help="PEM, of --control-certificate")] = None,
     trust: Annotated[
         list[str] | None, typer.Option(help="MODULE, or FILE.py, whose attacks `module:Class` may run here; repeatable")
     ] = None,
@@ -41,6 +52,8 @@ def main(
                     token_file=token_file or state / "token", names=frozenset(filter(None, names.split(","))),
                     telemetry=telemetry, node=node, allow=frozenset(allow or ()), data_dir=data_dir,
                     trust=frozenset(trust or ()),
+                    upstream_tls=client_tls(upstream_trust, upstream_certificate, upstream_key, upstream_name),
+                    control_tls=server_tls(control_certificate, control_key),
                 )
             )  # fmt: skip
         except (LatentbedError, OSError, ValueError) as error:

@@ -30,6 +30,7 @@ from splitcore.frame import Frame, FrameId
 from splitcore.head import Head, as_unit
 from splitcore.journal import Journal, read
 from splitcore.threat import ThreatModel
+from splitcore.wire.tls import ClientTls
 
 Prepared: TypeAlias = tuple[Attack, Pool | None]
 RUN = Field(pattern=r"^[A-Za-z0-9_.:+-]{1,96}$")
@@ -99,14 +100,16 @@ class Workshop:
 
     def __init__(
         self, artefact: Artefact, upstream: str, state: Path, ledger: Ledger, data_dir: Path | None, *,
-        trusted: Collection[str] = ()
+        trusted: Collection[str] = (), tls: ClientTls | None = None
     ) -> None:  # fmt: skip
+        """`tls`: how the server is reached; None: in clear text."""
         self.artefact = artefact
         self._upstream = upstream
         self._state = state
         self._ledger = ledger
         self._data_dir = data_dir
         self._trusted = trusted
+        self._tls = tls
         self._codecs: dict[str, Codec] = {}
 
     def sessions_path(self, run: str) -> Path:
@@ -149,7 +152,9 @@ class Workshop:
     def _engine(self, behaviour: AttackBehaviour, ready: Prepared) -> Engine:
         """A crew where the behaviour wants one; a blind attack asks nothing, and stays in this process."""
         if behaviour.workers and ready[0].feedback != "none":
-            place = Place(self.artefact.folder, self._upstream, self._state, self._data_dir, frozenset(self._trusted))
+            place = Place(
+                self.artefact.folder, self._upstream, self._state, self._data_dir, frozenset(self._trusted), self._tls
+            )
             return Crew(place, behaviour)
         return self.engine(behaviour, self.record_path(behaviour.run) / "0", ready)
 
@@ -157,8 +162,8 @@ class Workshop:
         """One process's share, with its record in that folder."""
         attack, pool = ready or self._prepared(behaviour)
         return LocalEngine(
-            LiveOracle(self._upstream), self._ledger, attack, behaviour.threat, self._space_of(behaviour), pool=pool,
-            run=behaviour.run, nonce=secrets.token_hex(3), seed=behaviour.seed, model=self.artefact.manifest.name,
+            LiveOracle(self._upstream, tls=self._tls), self._ledger, attack, behaviour.threat, self._space_of(behaviour),
+            pool=pool, run=behaviour.run, nonce=secrets.token_hex(3), seed=behaviour.seed, model=self.artefact.manifest.name,
             max_rows=behaviour.max_rows, in_flight=behaviour.in_flight, sections=behaviour.sections, record=record,
             ended=frozenset(row["frame"] for row in read(self.sessions_path(behaviour.run))),
         )  # fmt: skip

@@ -26,6 +26,7 @@ from adversary.ledger import Ledger
 from adversary.session import Outcome
 from splitcore.errors import ScenarioError
 from splitcore.node import keep_memory
+from splitcore.wire.tls import ClientTls
 
 if TYPE_CHECKING:
     from adversary.behaviour import AttackBehaviour
@@ -46,6 +47,8 @@ class Place:
     state: Path
     data_dir: Path | None
     trusted: frozenset[str]
+    tls: ClientTls | None = None
+    """how the server is reached; None: in clear text"""
 
 
 def ledgers(state: Path, run: str | None = None) -> list[Path]:
@@ -71,7 +74,7 @@ def _work(place: Place, behaviour: AttackBehaviour, number: int, pipe: Connectio
         name = f"{behaviour.run}.{number}-of-{behaviour.workers}"
         ledger = Ledger(place.state / "workers" / f"{name}.jsonl")
         workshop = Workshop(
-            Artefact(place.artefact), place.upstream, place.state, ledger, place.data_dir, trusted=place.trusted
+            Artefact(place.artefact), place.upstream, place.state, ledger, place.data_dir, trusted=place.trusted, tls=place.tls
         )
         engine = workshop.engine(behaviour, workshop.record_path(behaviour.run) / f"{number}-of-{behaviour.workers}")
     except Exception as error:  # whatever kept it from beginning is the parent's to tell

@@ -18,6 +18,7 @@ from splitcore.control import load_token, serving
 from splitcore.node import begin, joined, keep_memory, on_end, tell_ready
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire.channel import split_address
+from splitcore.wire.tls import ClientTls, ServerTls
 
 
 class Adversary:
@@ -59,7 +60,7 @@ class Adversary:
 async def run(
     *, artefact: Path, listen: str, upstream: str, control: str, state: Path, token_file: Path, names: frozenset[str],
     telemetry: str | None, node: str, allow: frozenset[str], data_dir: Path | None,
-    trust: frozenset[str] = frozenset()
+    trust: frozenset[str] = frozenset(), upstream_tls: ClientTls | None = None, control_tls: ServerTls | None = None
 ) -> None:  # fmt: skip
     """Serves until SIGTERM or SIGINT. Raises LatentbedError, OSError, ValueError before it is ready."""
     check_target(upstream, allow)
@@ -72,17 +73,18 @@ async def run(
         closing.callback(ledger.close)
         spans = Telemetry(node, telemetry)
         closing.callback(spans.close)
-        workshop = Workshop(Artefact(artefact), upstream, state, ledger, data_dir, trusted=trust)
-        relay = Relay(upstream, await workshop.addon(PassBehaviour()), ledger, spans)
+        workshop = Workshop(Artefact(artefact), upstream, state, ledger, data_dir, trusted=trust, tls=upstream_tls)
+        relay = Relay(upstream, await workshop.addon(PassBehaviour()), ledger, spans, tls=upstream_tls)
         adversary = Adversary(relay, workshop, ledger)
         app = build_control(adversary, token=load_token(token_file), names=names)
         host, port = split_address(control)
         server, grpc_port = await relay.start(listen)
         try:
-            async with serving(app, host, port) as control_port:
+            async with serving(app, host, port, tls=control_tls) as control_port:
                 here, there = joined(split_address(listen)[0], grpc_port), joined(host, control_port)
                 tell_ready(state, control=there, grpc=here)
-                print(f"adversary: grpc {here}, control http://{there}, upstream {upstream}", flush=True)
+                scheme = "http" if control_tls is None else "https"
+                print(f"adversary: grpc {here}, control {scheme}://{there}, upstream {upstream}", flush=True)
                 await stop.wait()
                 await adversary.behave(PassBehaviour())
         finally:

@@ -22,6 +22,7 @@ from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import oip
 from splitcore.wire.channel import aio_channel, server_options
+from splitcore.wire.tls import ClientTls
 
 log = logging.getLogger(__name__)
 
@@ -77,12 +78,14 @@ class Listener(Addon, Protocol):
 class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
     """A gRPC server in front of `upstream`. `addon` may be changed while it runs."""
 
-    def __init__(self, upstream: str, addon: Addon, ledger: Ledger, telemetry: Telemetry) -> None:
+    def __init__(
+        self, upstream: str, addon: Addon, ledger: Ledger, telemetry: Telemetry, *, tls: ClientTls | None = None
+    ) -> None:
         self.addon = addon
         self.upstream = upstream
         self._ledger = ledger
         self._telemetry = telemetry
-        self._channel = aio_channel(upstream, MAX_MESSAGE_BYTES)
+        self._channel = aio_channel(upstream, MAX_MESSAGE_BYTES, tls=tls)
         self.unaccounted = 0
         """messages of the inference methods that passed without a place in the books: no frame, or one without an id"""
         self._unary = {oip.path(name) for name in oip.UNARY_METHODS} | {"/grpc.health.v1.Health/Check"}

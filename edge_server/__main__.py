@@ -15,6 +15,7 @@ from edge_server.node import EdgeConfig, serve
 from edge_server.queue import BatchSettings
 from splitcore.errors import LatentbedError
 from splitcore.node import new_event_loop
+from splitcore.wire.tls import server_tls
 
 
 class Device(StrEnum):
@@ -48,32 +49,41 @@ def main(
     trust: Annotated[
         list[str] | None, typer.Option(help="MODULE, or FILE.py, whose code may build an artefact's tail; repeatable")
     ] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM; with it the data plane speaks TLS alone")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM, of --tls-certificate")] = None,
+    client_trust: Annotated[
+        Path | None, typer.Option(help="PEM: authorities of clients, who must show a certificate of theirs then (mTLS)")
+    ] = None,
+    control_certificate: Annotated[Path | None, typer.Option(help="PEM; with it the control plane speaks TLS alone")] = None,
+    control_key: Annotated[Path | None, typer.Option(help="PEM, of --control-certificate")] = None,
     grace_s: Annotated[float, typer.Option(min=0, help="seconds that clients have to half-close at the end")] = 3.0,
 ) -> None:
     """Serves artefacts' tails over the Open Inference Protocol until SIGTERM."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    config = EdgeConfig(
-        artefact=artefact[0],
-        others=tuple(artefact[1:]),
-        state=state,
-        listen=listen,
-        control=control,
-        token_file=token_file,
-        names=frozenset(filter(None, names.split(","))),
-        telemetry=telemetry,
-        node=node,
-        device=device.value,
-        threads=threads,
-        labels_only=outputs is Outputs.LABEL,
-        trust=tuple(trust or ()),
-        batching=BatchSettings(
-            max_batch_size=max_batch_size,
-            max_queue_delay_microseconds=max_queue_delay_microseconds,
-            max_queue_size=max_queue_size,
-        ),
-        grace_s=grace_s,
-    )
     try:
+        config = EdgeConfig(
+            artefact=artefact[0],
+            others=tuple(artefact[1:]),
+            state=state,
+            listen=listen,
+            control=control,
+            token_file=token_file,
+            names=frozenset(filter(None, names.split(","))),
+            telemetry=telemetry,
+            node=node,
+            device=device.value,
+            threads=threads,
+            labels_only=outputs is Outputs.LABEL,
+            tls=server_tls(tls_certificate, tls_key, client_trust),
+            control_tls=server_tls(control_certificate, control_key),
+            trust=tuple(trust or ()),
+            batching=BatchSettings(
+                max_batch_size=max_batch_size,
+                max_queue_delay_microseconds=max_queue_delay_microseconds,
+                max_queue_size=max_queue_size,
+            ),
+            grace_s=grace_s,
+        )
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(serve(config))
     except (LatentbedError, OSError, ValueError) as error:

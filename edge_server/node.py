@@ -33,7 +33,8 @@ from splitcore.node import begin, joined, keep_memory, on_end, tell_ready
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import oip
-from splitcore.wire.channel import MAX_CALLS, server_options, split_address
+from splitcore.wire.channel import MAX_CALLS, add_port, server_options, split_address
+from splitcore.wire.tls import ServerTls
 
 LOG_FILE = "server.jsonl"
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -58,6 +59,9 @@ class EdgeConfig:
     threads: int = 0
     """0: half the cores"""
     labels_only: bool = False
+    tls: ServerTls | None = None
+    """of the data plane; None: clear text"""
+    control_tls: ServerTls | None = None
     trust: tuple[str, ...] = ()
     """modules or files whose code may build an artefact's tail"""
     batching: BatchSettings = field(default_factory=BatchSettings)
@@ -114,7 +118,7 @@ class EdgeServer:
             names=config.names,
         )
         host, port = split_address(config.control)
-        self.control = joined(host, await rim.enter_async_context(serving(app, host, port)))
+        self.control = joined(host, await rim.enter_async_context(serving(app, host, port, tls=config.control_tls)))
         self._health = health_aio.HealthServicer()
         await self._set_health(NOT_SERVING)
         self._server = grpc.aio.server(options=server_options(), maximum_concurrent_rpcs=MAX_CALLS)
@@ -122,7 +126,7 @@ class EdgeServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         host, _ = split_address(config.listen)
         try:
-            port = self._server.add_insecure_port(config.listen)
+            port = add_port(self._server, config.listen, config.tls)
         except RuntimeError as error:
             # only a server that was started can be closed in order
             await self._server.start()
@@ -177,6 +181,7 @@ async def serve(config: EdgeConfig) -> None:
     on_end(stop.set)
     server = EdgeServer(config)
     await server.start()
-    print(f"edge server: grpc {server.address}, control http://{server.control}", flush=True)
+    scheme = "http" if config.control_tls is None else "https"
+    print(f"edge server: grpc {server.address}, control {scheme}://{server.control}", flush=True)
     await stop.wait()
     await server.drain()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -26,6 +26,7 @@ from splitcore.artefact import Artefact as Opened
 from splitcore.data import DATASETS
 from splitcore.errors import LatentbedError
 from splitcore.node import new_event_loop
+from splitcore.wire.tls import client_tls, server_tls
 
 app = typer.Typer(add_completion=False, invoke_without_command=True, pretty_exceptions_enable=False)
 
@@ -44,6 +45,10 @@ HeadChoice = Annotated[
 Threads = Annotated[int, typer.Option(min=1, help="threads of ONNX Runtime; --head auto chooses its own")]
 Spinning = Annotated[bool, typer.Option("--spinning", help="idle threads of ONNX Runtime burn their core")]
 MaxPointsLost = Annotated[float, typer.Option(min=0, help="points of accuracy that a recommended head may lose")]
+TlsTrust = Annotated[Path | None, typer.Option(help="PEM: authorities of the server; with it frames go over TLS alone")]
+TlsCertificate = Annotated[Path | None, typer.Option(help="PEM: the phone's own, for a server that wants one (mTLS)")]
+TlsKey = Annotated[Path | None, typer.Option(help="PEM, of --tls-certificate")]
+TlsName = Annotated[str | None, typer.Option(help="the name in the server's certificate; default: the host of --target")]
 Patience = Annotated[float, typer.Option(min=0, help="seconds of trying again before a pass fails")]
 
 
@@ -63,6 +68,12 @@ def main(
     threads: Threads = 1,
     spinning: Spinning = False,
     patience_s: Patience = 60.0,
+    tls_trust: TlsTrust = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
+    control_certificate: Annotated[Path | None, typer.Option(help="PEM; with it the control API speaks TLS alone")] = None,
+    control_key: Annotated[Path | None, typer.Option(help="PEM, of --control-certificate")] = None,
 ) -> None:
     """Sends the latents of samples to TARGET, as the control API asks for, until POST /exit or SIGTERM."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
@@ -74,9 +85,11 @@ def main(
         token_file=token_file,
         names=frozenset(filter(None, names.split(","))),
         telemetry=telemetry,
+        control_tls=_or_end(server_tls, control_certificate, control_key),
     )
+    tls = _or_end(client_tls, tls_trust, tls_certificate, tls_key, tls_name)
     setting = _setting(artefact, state, head, threads, spinning)
-    phone = _phone(artefact, target, node=node, data_dir=data_dir, setting=setting, patience_s=patience_s)
+    phone = _phone(artefact, target, node=node, data_dir=data_dir, setting=setting, patience_s=patience_s, tls=tls)
     raise typer.Exit(_run(serve(config, phone)))
 
 
@@ -103,10 +116,15 @@ def one_pass(
     threads: Threads = 1,
     spinning: Spinning = False,
     patience_s: Patience = 10.0,
+    tls_trust: TlsTrust = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
 ) -> None:
     """Runs one pass and prints its accuracy and latency."""
     setting = _setting(artefact, state, head, threads, spinning)
-    phone = _phone(artefact, target, node=node, data_dir=data_dir, setting=setting, patience_s=patience_s)
+    tls = _or_end(client_tls, tls_trust, tls_certificate, tls_key, tls_name)
+    phone = _phone(artefact, target, node=node, data_dir=data_dir, setting=setting, patience_s=patience_s, tls=tls)
     try:
         request = PassRequest.model_validate(
             {
@@ -185,6 +203,15 @@ def _given(value: _T | None, option: str) -> _T:
     if value is None:
         raise typer.BadParameter(f"expected {option}, it was not given")
     return value
+
+
+def _or_end(make: Callable[..., _T], *options: Any) -> _T:
+    """What `make` makes of options; the process ends where it refuses them."""
+    try:
+        return make(*options)
+    except LatentbedError as error:
+        print(f"mobile client: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
 
 
 def _run(main: Coroutine[Any, Any, _T]) -> _T:

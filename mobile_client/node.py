@@ -12,6 +12,7 @@ from splitcore.control import load_token, serving
 from splitcore.node import begin, joined, on_end, tell_ready
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire.channel import split_address
+from splitcore.wire.tls import ServerTls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class NodeConfig:
     token_file: Path | None = None
     names: frozenset[str] = frozenset()
     telemetry: str | None = None
+    control_tls: ServerTls | None = None
 
 
 async def serve(config: NodeConfig, phone_config: PhoneConfig) -> int:
@@ -42,11 +44,12 @@ async def serve(config: NodeConfig, phone_config: PhoneConfig) -> int:
         passes = Passes(phone, config.state / "passes")
         app = phone_app(passes, token=token, names=config.names, end=end)
         host, port = split_address(config.control)
-        async with serving(app, host, port) as bound:
+        async with serving(app, host, port, tls=config.control_tls) as bound:
             address = joined(host, bound)
+            scheme = "http" if config.control_tls is None else "https"
             tell_ready(config.state, control=address)
             print(
-                f"mobile client: control http://{address}, target {phone_config.target}, head {phone_config.setting}",
+                f"mobile client: control {scheme}://{address}, target {phone_config.target}, head {phone_config.setting}",
                 flush=True,
             )
             code = await ended

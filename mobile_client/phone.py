@@ -28,6 +28,8 @@ from splitcore.link import shaped
 from splitcore.plan import CutProfile
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
+from splitcore.wire.channel import split_address
+from splitcore.wire.tls import ClientTls
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class PhoneConfig:
     target: str
     others: tuple[Path, ...] = ()
     """artefacts of further cuts that a pass may use"""
+    tls: ClientTls | None = None
+    """how the server at `target` is reached; None: in clear text"""
     node: str = "client"
     data_dir: Path | None = None
     setting: Setting = field(default_factory=Setting)
@@ -75,12 +79,15 @@ class Phone:
         camera = Camera(samples, request.run, config.node, self._thread)
         chooser = await _chooser(record, cuts, camera)
         async with contextlib.AsyncExitStack() as path:
-            target = config.target
+            target, tls = config.target, config.tls
             if request.link is not None:
                 relay = await path.enter_async_context(shaped(target, request.link, request.seed))
+                # the server's certificate has the name by which it is known, not that of the link's near end
+                tls = None if tls is None else tls.named(split_address(target)[0])
                 target = relay.address
             sender = Sender(
                 target=target,
+                tls=tls,
                 chooser=chooser,
                 window=request.window,
                 record=record,

@@ -25,12 +25,13 @@ from mobile_client.observed import ObservedLink
 from mobile_client.policy import Chooser
 from mobile_client.record import PassRecord
 from mobile_client.shot import Shot
-from splitcore.errors import LatentbedError, WireError
+from splitcore.errors import LatentbedError, SecurityError, WireError
 from splitcore.frame import Reply
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import oip
-from splitcore.wire.channel import aio_channel
+from splitcore.wire.channel import aio_channel, split_address
+from splitcore.wire.tls import ClientTls, not_believed
 
 _log = logging.getLogger(__name__)
 
@@ -62,13 +63,14 @@ class Sender:
         record: PassRecord,
         telemetry: Telemetry,
         patience_s: float,
+        tls: ClientTls | None = None,
     ) -> None:
         self.connected = asyncio.Event()
         """set for good when hands were shaken the first time"""
         self.dropped = 0
         """answers to ids that had one already, or that were never asked"""
         self.losses = self.silences = 0
-        self._target, self._chooser = target, chooser
+        self._target, self._chooser, self._tls = target, chooser, tls
         self._manifests = [cut.manifest for cut in chooser.cuts]
         self._record, self._telemetry = record, telemetry
         self._backoff = Backoff(patience_s)
@@ -103,7 +105,7 @@ class Sender:
         try:
             while not self._finished:
                 try:
-                    async with aio_channel(self._target) as channel:
+                    async with aio_channel(self._target, tls=self._tls) as channel:
                         await self._stream(channel)
                 except StreamLostError as lost:
                     self._lose(str(lost))
@@ -136,6 +138,12 @@ class Sender:
                 self._chooser.link.new_stream()
                 await self._round_trip(channel, self._chooser.link)
         except (grpc.aio.AioRpcError, WireError) as error:
+            if self._tls is not None and isinstance(error, grpc.aio.AioRpcError) and not_believed(error.details()):
+                raise SecurityError(
+                    f"expected the server at {self._target} to show a certificate of an authority in {self._tls.trust}, for "
+                    f"the name {self._tls.name or split_address(self._target)[0]}, it showed another: somebody is between "
+                    f"phone and server, or --tls-trust is not the server's ({_text(error)})"
+                ) from error
             raise StreamLostError(f"no handshake: {_text(error)}") from error
         self.connected.set()
         self._draining = False

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from splitcore.wire.tls import ServerTls
 
 MAX_BODY_BYTES = 1 << 20
 MAX_CONNECTIONS = 64
@@ -207,8 +210,13 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(app: FastAPI, host: str, port: int, *, patience_s: float = PATIENCE_S) -> AsyncIterator[int]:
-    """Serves `app` on this event loop while the body runs; gives the port that was bound (port 0: any free one)."""
+async def serving(
+    app: FastAPI, host: str, port: int, *, patience_s: float = PATIENCE_S, tls: ServerTls | None = None
+) -> AsyncIterator[int]:
+    """Serves `app` on this event loop while the body runs; gives the port that was bound (port 0: any free one).
+
+    In clear text without `tls`.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -229,6 +237,10 @@ async def serving(app: FastAPI, host: str, port: int, *, patience_s: float = PAT
         timeout_graceful_shutdown=2,
         limit_concurrency=MAX_CONNECTIONS,
     )
+    if tls is not None:
+        config.ssl_certfile, config.ssl_keyfile = tls.certificate, str(tls.key)
+        if tls.client_trust is not None:
+            config.ssl_ca_certs, config.ssl_cert_reqs = str(tls.client_trust), ssl.CERT_REQUIRED
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]), name=f"control {app.title}")
     try:

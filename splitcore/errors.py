@@ -31,6 +31,10 @@ class TargetRefused(LatentbedError):  # noqa: N818 a refusal, not a failure
     """The adversary was pointed at an address that it may not attack."""
 
 
+class SecurityError(LatentbedError):
+    """A certificate, a key or a token is missing, unreadable, out of date, or not what it should be."""
+
+
 class WireError(LatentbedError):
     """A message is not a well-formed frame. `frame_id` is the request's id where that could be read, else ''."""
 

@@ -101,6 +101,21 @@ def report(run_dir: Annotated[Path, typer.Argument(help="a run directory")]) -> 
 
 
 @app.command()
+def certificates(
+    folder: Annotated[Path, typer.Argument(help="where they are written; made, readable by its owner alone")],
+    host: Annotated[list[str] | None, typer.Option(help="name or address of the server; repeatable. localhost")] = None,
+    client: Annotated[str, typer.Option(help="what the client is called: its identity at the server")] = "phone",
+    days: Annotated[int, typer.Option(min=1, max=3650, help="how long they hold")] = 30,
+) -> None:
+    """Make an authority, a server's and a client's certificate, and an adversary's authority beside them."""
+    from splitcore.wire.certificates import LOCAL_NAMES, write_set
+
+    write_set(folder, host or LOCAL_NAMES, client, days)
+    for path in sorted(folder.iterdir()):
+        console.print(escape(str(path)), soft_wrap=True)
+
+
+@app.command()
 def attacks() -> None:
     """List the attacks: what each reads of an answer, and in which norms it searches."""
     from adversary.attacks import ATTACKS  # imported here: the other commands need no attack

@@ -7,6 +7,8 @@ from typing import Any
 
 import grpc
 
+from splitcore.wire.tls import ClientTls, ServerTls
+
 MAX_MESSAGE_BYTES = 16 << 20
 """messages above this are refused; 16 MiB holds 64 latents of 256 KiB and bounds what a peer can make us keep"""
 
@@ -50,14 +52,27 @@ def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
     ]
 
 
-def aio_channel(target: str, max_message_bytes: int = MAX_MESSAGE_BYTES) -> grpc.aio.Channel:
-    """A clear-text channel of the running event loop."""
-    return grpc.aio.insecure_channel(target, options=channel_options(max_message_bytes))
+def aio_channel(target: str, max_message_bytes: int = MAX_MESSAGE_BYTES, *, tls: ClientTls | None = None) -> grpc.aio.Channel:
+    """A channel of the running event loop, in clear text without `tls`."""
+    options = channel_options(max_message_bytes)
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, tls.credentials(), options=[*options, *tls.options])
 
 
-def sync_channel(target: str, max_message_bytes: int = MAX_MESSAGE_BYTES) -> grpc.Channel:
-    """A clear-text channel for threads."""
-    return grpc.insecure_channel(target, options=channel_options(max_message_bytes))
+def sync_channel(target: str, max_message_bytes: int = MAX_MESSAGE_BYTES, *, tls: ClientTls | None = None) -> grpc.Channel:
+    """A channel for threads, in clear text without `tls`."""
+    options = channel_options(max_message_bytes)
+    if tls is None:
+        return grpc.insecure_channel(target, options=options)
+    return grpc.secure_channel(target, tls.credentials(), options=[*options, *tls.options])
+
+
+def add_port(server: grpc.aio.Server, address: str, tls: ServerTls | None = None) -> int:
+    """Listens on `address`, in clear text without `tls`; the port that was bound. Raises RuntimeError when it is taken."""
+    if tls is None:
+        return int(server.add_insecure_port(address))
+    return int(server.add_secure_port(address, tls.credentials()))
 
 
 def split_address(address: str) -> tuple[str, int]:

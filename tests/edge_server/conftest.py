@@ -27,6 +27,7 @@ from splitcore.latent import F32
 from splitcore.nn.tail import load_tail
 from splitcore.wire import oip
 from splitcore.wire.channel import aio_channel
+from splitcore.wire.tls import ClientTls
 
 
 class Served:
@@ -58,8 +59,8 @@ class Served:
 class Peer:
     """A client: raw bytes over a real channel."""
 
-    def __init__(self, address: str) -> None:
-        self.channel = aio_channel(address)
+    def __init__(self, address: str, tls: ClientTls | None = None) -> None:
+        self.channel = aio_channel(address, tls=tls)
 
     async def call(self, method: str, message: bytes = b"", **options: Any) -> bytes:
         return await self.channel.unary_unary(oip.path(method))(message, **options)
