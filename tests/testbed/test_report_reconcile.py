@@ -157,6 +157,13 @@ def test_a_row_both_answered_and_lost_is_a_disagreement() -> None:
     assert "both answered and lost" in wrong
 
 
+def test_a_frame_that_came_twice_has_an_end_for_each_and_counts_once() -> None:
+    passed = forwarded()
+    counts, wrong = compare([passed, end(passed, "lost"), passed, end(passed)], [logged(passed), logged(passed)])
+    assert wrong == []
+    assert (counts.rows, counts.server_rows, counts.lost) == (1, 1, 0)
+
+
 def test_torn_last_lines_are_passed_over(tmp_path: Path) -> None:
     asked = query(1)
     ledger, server = tmp_path / "queries.jsonl", tmp_path / "server.jsonl"
