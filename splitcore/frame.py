@@ -63,6 +63,16 @@ class Frame:
     """the frame's deadline, relative, in microseconds; Triton's `timeout`. None: no deadline"""
     labels_only: bool = False
     """ask for the output `label` alone"""
+    tensor: str = "latent"
+    """what the sender calls the input; our servers take `latent` alone"""
+    outputs: tuple[str, ...] = ()
+    """outputs asked for by name, where it is not `label` alone; (): all there are"""
+    priority: int = 0
+    """Triton's `priority`: 1 is the highest, 0 leaves it to the server"""
+    stateful: bool = False
+    """said to belong to a sequence (`sequence_id`), as for a model with a state between requests"""
+    mark_final: bool = False
+    """ask that an answer says whether it is its request's last (`triton_enable_empty_final_response`)"""
     timed: bool = False
     """ask the server to say how long the frame was with it"""
 

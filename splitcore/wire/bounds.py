@@ -16,13 +16,37 @@ MAX_FIELDS = 4096
 """top-level fields of a message at most"""
 
 
-def weigh(message: bytes | memoryview, raw: int) -> None:
-    """Refuses a message that would take far more memory than its length, before it is parsed. Raises WireError."""
+CONTENTS, FP32_CONTENTS, BYTES_CONTENTS = 5, 6, 8
+"""numbers in a tensor, and in its contents, of what takes no more memory than its bytes, or is few"""
+
+
+def weigh(message: bytes | memoryview, raw: int, typed: int = 0) -> None:
+    """Refuses a message that would take far more memory than its length, before it is parsed. Raises WireError.
+
+    `raw`: the number of the field with raw tensors, `typed` of that with tensors and their contents; 0: there is none.
+    """
     if len(message) <= MAX_LOOSE_BYTES:
         return
-    loose = sum(end - start for number, start, end in fields(message) if number != raw)
+    loose = 0
+    for number, start, end in fields(message):
+        if number == raw:
+            continue
+        loose += end - start
+        if number == typed and end - start > MAX_LOOSE_BYTES:
+            loose -= _numbers(memoryview(message)[start:end])
     if loose > MAX_LOOSE_BYTES:
         raise WireError(f"expected at most {MAX_LOOSE_BYTES} bytes outside the tensors of a message, got {loose}")
+
+
+def _numbers(tensor: memoryview) -> int:
+    """Bytes of packed floats and of BYTES elements in a tensor's typed contents."""
+    return sum(
+        stop - begin
+        for number, start, end in fields(tensor)
+        if number == CONTENTS
+        for kind, begin, stop in fields(tensor[start:end])
+        if kind in (FP32_CONTENTS, BYTES_CONTENTS)
+    )
 
 
 def fields(message: bytes | memoryview) -> Iterator[tuple[int, int, int]]:

@@ -1,8 +1,9 @@
-"""Frames to Open Inference Protocol messages and back. The only module that touches the protobuf classes.
+"""Frames to Open Inference Protocol messages and back. (What servers say of themselves: catalogue.py.)
 
 An encoded latent is an element of a BYTES tensor `latent` [k] in `raw_input_contents`, with the codec and the latent's
 shape in `parameters`; latents of the codec `identity` are a plain FP32 tensor [k, *shape], as any client of the
-protocol sends one. Replies always use `raw_output_contents`: stock clients do not read typed contents of numbers.
+protocol sends one. Requests of other clients may carry the tensor in typed `contents` instead. Replies always use
+`raw_output_contents`: stock clients do not read typed contents of numbers.
 """
 
 from __future__ import annotations
@@ -26,13 +27,19 @@ SERVICE = "inference.GRPCInferenceService"
 LIVE, READY, MODEL_READY = "ServerLive", "ServerReady", "ModelReady"
 SERVER_METADATA, MODEL_METADATA = "ServerMetadata", "ModelMetadata"
 INFER, STREAM = "ModelInfer", "ModelStreamInfer"
-UNARY_METHODS = (LIVE, READY, MODEL_READY, SERVER_METADATA, MODEL_METADATA, INFER)
+CONFIG, STATISTICS = "ModelConfig", "ModelStatistics"
+INDEX, LOAD, UNLOAD = "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"
+UNARY_METHODS = (
+    LIVE, READY, MODEL_READY, SERVER_METADATA, MODEL_METADATA, INFER, CONFIG, STATISTICS, INDEX, LOAD, UNLOAD,
+)  # fmt: skip
 
 INPUT, SCORES, LABEL = "latent", "scores", "label"
 CODEC_KEY, SHAPE_KEY, ATTEMPT_KEY, ORIGIN_KEY = "lb_codec", "lb_shape", "lb_attempt", "lb_origin"
 TIMED_KEY = "lb_timed"
 TIMEOUT_KEY = "timeout"
 """Triton's name: a relative deadline in microseconds"""
+PRIORITY_KEY, SEQUENCE_KEY = "priority", "sequence_id"
+MARK_FINAL_KEY, FINAL_KEY = "triton_enable_empty_final_response", "triton_final_response"
 ARTEFACT_METADATA = "latentbed-artefact"
 """call metadata of the handshake: `<name>@<digest>` of the artefact that the sender holds"""
 
@@ -41,7 +48,7 @@ MAX_ROWS = 4096
 MAX_ID = 512
 MAX_ATTEMPT = (1 << 31) - 1
 MAX_DIMENSIONS = 8
-RAW_INPUTS, RAW_OUTPUTS, INFER_RESPONSE = 7, 6, 2
+RAW_INPUTS, RAW_OUTPUTS, INFER_RESPONSE, INPUTS = 7, 6, 2, 5
 """the protocol's numbers of the fields in which tensors travel, and of the response inside a streamed answer"""
 PADDING = 15
 """a number that no request has"""
@@ -64,9 +71,13 @@ def pack_request(frame: Frame) -> bytes:
         parameters[TIMEOUT_KEY].int64_param = frame.timeout_us
     if frame.timed:
         parameters[TIMED_KEY].bool_param = True
-    if frame.labels_only:
-        message.outputs.add(name=LABEL)
-    tensor = message.inputs.add(name=INPUT)
+    if frame.priority:
+        parameters[PRIORITY_KEY].uint64_param = frame.priority
+    if frame.mark_final:
+        parameters[MARK_FINAL_KEY].bool_param = True
+    for name in (LABEL,) if frame.labels_only else frame.outputs:
+        message.outputs.add(name=name)
+    tensor = message.inputs.add(name=frame.tensor)
     if frame.codec == "identity":
         tensor.datatype = "FP32"
         tensor.shape.extend((frame.rows, *frame.shape))
@@ -83,7 +94,7 @@ def pack_request(frame: Frame) -> bytes:
 
 def unpack_request(message: bytes) -> Frame:
     """A frame from a serialised ModelInferRequest of this or any other client. Raises WireError."""
-    request = _parse(pb.ModelInferRequest, message, RAW_INPUTS)
+    request = _parse(pb.ModelInferRequest, message, RAW_INPUTS, INPUTS)
     if len(request.id) > MAX_ID:
         raise WireError(f"expected an id of at most {MAX_ID} characters, got {len(request.id)}")
     frame_id = request.id
@@ -94,15 +105,18 @@ def unpack_request(message: bytes) -> Frame:
     if len(request.inputs) != 1:
         raise refuse(f"expected one input tensor, got {len(request.inputs)}")
     tensor = request.inputs[0]
-    if tensor.HasField("contents"):
-        raise refuse("expected the tensor in raw_input_contents, got typed contents")
-    if len(request.raw_input_contents) != 1:
-        raise refuse(f"expected one entry in raw_input_contents, got {len(request.raw_input_contents)}")
+    typed = tensor.HasField("contents")
+    if typed and request.raw_input_contents:
+        raise refuse("expected the tensor in raw_input_contents or in typed contents, got both")
+    if not typed and len(request.raw_input_contents) != 1:
+        got = len(request.raw_input_contents)
+        raise refuse(f"expected one entry in raw_input_contents, or typed contents, got {got} (no memory is shared)")
     if not tensor.shape or not 1 <= tensor.shape[0] <= MAX_ROWS or len(tensor.shape) > MAX_DIMENSIONS:
         raise refuse(f"expected a tensor of 1 to {MAX_ROWS} latents, got shape {tensor.shape[: MAX_DIMENSIONS + 1]}")
-    rows, raw = tensor.shape[0], request.raw_input_contents[0]
+    rows = tensor.shape[0]
     payloads: tuple[bytes | memoryview, ...]
     if tensor.datatype == "FP32":
+        raw = np.array(tensor.contents.fp32_contents, "<f4").tobytes() if typed else request.raw_input_contents[0]
         codec, shape = "identity", tuple(tensor.shape[1:])
         size = 4
         for n in shape:
@@ -116,13 +130,21 @@ def unpack_request(message: bytes) -> Frame:
     elif tensor.datatype == "BYTES":
         codec = _string(request, CODEC_KEY, refuse) or "identity"
         shape = _shape(_string(request, SHAPE_KEY, refuse), refuse)
-        payloads = tuple(split_bytes_elements(raw, rows, refuse))
+        if not typed:
+            payloads = tuple(split_bytes_elements(request.raw_input_contents[0], rows, refuse))
+        elif len(payloads := tuple(tensor.contents.bytes_contents)) != rows:
+            raise refuse(f"expected {rows} elements in bytes_contents, got {len(payloads)}")
     else:
         raise refuse(f"expected a tensor of type FP32 or BYTES, got {tensor.datatype[:16]!r}")
     attempt = _integer(request, ATTEMPT_KEY, refuse)
     if attempt is not None and not 1 <= attempt <= MAX_ATTEMPT:
         raise refuse(f"expected an attempt number of 1 to {MAX_ATTEMPT} in parameter {ATTEMPT_KEY}, got {attempt}")
     timeout = _integer(request, TIMEOUT_KEY, refuse)
+    priority = _integer(request, PRIORITY_KEY, refuse) or 0
+    if priority < 0:
+        raise refuse(f"expected parameter {PRIORITY_KEY} of 0 or more, got {priority}")
+    outputs = tuple(output.name for output in request.outputs)
+    labels_only = outputs == (LABEL,)
     said = _string(request, ORIGIN_KEY, refuse) or "client"
     if said not in ("client", "query"):
         raise refuse(f"expected parameter {ORIGIN_KEY} to be client or query, got {said[:64]!r}")
@@ -137,25 +159,38 @@ def unpack_request(message: bytes) -> Frame:
         model=request.model_name,
         version=request.model_version,
         timeout_us=timeout if timeout is not None and timeout > 0 else None,
-        labels_only=len(request.outputs) == 1 and request.outputs[0].name == LABEL,
-        timed=TIMED_KEY in request.parameters and request.parameters[TIMED_KEY].bool_param,
+        labels_only=labels_only,
+        timed=_flag(request, TIMED_KEY),
+        tensor=tensor.name,
+        outputs=() if labels_only else outputs,
+        priority=priority,
+        stateful=SEQUENCE_KEY in request.parameters,
+        mark_final=_flag(request, MARK_FINAL_KEY),
     )
 
 
 def replace_payloads(message: bytes, payloads: Sequence[bytes | memoryview]) -> bytes:
     """The same ModelInferRequest with as many other latents; ids, parameters, unknown fields stay. Raises WireError."""
-    request = _parse(pb.ModelInferRequest, message, RAW_INPUTS)
-    if len(request.inputs) != 1 or len(request.raw_input_contents) != 1 or not request.inputs[0].shape:
-        raise WireError("expected one raw input tensor to replace, got another message", frame_id=request.id)
-    tensor, before = request.inputs[0], len(request.raw_input_contents[0])
-    plain = tensor.datatype == "FP32"
+    request = _parse(pb.ModelInferRequest, message, RAW_INPUTS, INPUTS)
+    if len(request.inputs) != 1 or not request.inputs[0].shape:
+        raise WireError("expected one input tensor to replace, got another message", frame_id=request.id)
+    tensor = request.inputs[0]
+    plain, typed = tensor.datatype == "FP32", tensor.HasField("contents")
+    if len(request.raw_input_contents) != (not typed):
+        raise WireError("expected one input tensor, raw or typed, to replace, got another message", frame_id=request.id)
+    before = 4 * len(tensor.contents.fp32_contents) if typed else len(request.raw_input_contents[0])
     raw = b"".join(payloads) if plain else join_bytes_elements(payloads)
     if len(payloads) != tensor.shape[0] or (plain and len(raw) != before):
         raise WireError(
             f"expected {tensor.shape[0]} latents to replace those in {before} bytes, got {len(payloads)} in {len(raw)}",
             frame_id=request.id,
         )
-    request.raw_input_contents[0] = raw
+    if not typed:
+        request.raw_input_contents[0] = raw
+    elif plain:
+        tensor.contents.fp32_contents[:] = np.frombuffer(raw, "<f4").tolist()
+    else:
+        tensor.contents.bytes_contents[:] = [bytes(payload) for payload in payloads]
     return request.SerializeToString()
 
 
@@ -371,9 +406,9 @@ def unpack_model_name(message: bytes) -> tuple[str, str]:
 _Message = TypeVar("_Message", bound=Message)
 
 
-def _parse(kind: type[_Message], message: bytes, raw: int = 0) -> _Message:
-    """`raw`: the number of the field that holds tensors, 0 where there is none."""
-    weigh(message, raw)
+def _parse(kind: type[_Message], message: bytes, raw: int = 0, typed: int = 0) -> _Message:
+    """`raw`, `typed`: the numbers of the fields that hold tensors, and tensors with contents; 0 where there is none."""
+    weigh(message, raw, typed)
     try:
         return kind.FromString(message)
     except DecodeError as error:
@@ -389,6 +424,10 @@ def _string(request: pb.ModelInferRequest, key: str, refuse: Callable[[str], Wir
     if choice != "string_param":
         raise refuse(f"expected parameter {key} as string_param, got {choice}")
     return parameter.string_param
+
+
+def _flag(request: pb.ModelInferRequest, key: str) -> bool:
+    return key in request.parameters and request.parameters[key].bool_param
 
 
 def _integer(request: pb.ModelInferRequest, key: str, refuse: Callable[[str], WireError]) -> int | None:

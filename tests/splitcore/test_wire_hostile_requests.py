@@ -146,22 +146,28 @@ def test_other_layouts_of_the_tensor_are_refused() -> None:
     none = request()
     del none.inputs[:]
     refused(none, "one input tensor, got 0")
-    typed = request()
-    del typed.raw_input_contents[:]
-    typed.inputs[0].contents.fp32_contents.extend([0.0] * 12)
-    refused(typed, "typed contents")
     both = request()
     both.inputs[0].contents.fp32_contents.extend([0.0] * 12)
-    refused(both, "typed contents")
+    refused(both, "or in typed contents, got both")
     empty = request()
     empty.inputs[0].contents.SetInParent()
-    refused(empty, "typed contents")
+    refused(empty, "or in typed contents, got both")
     missing = request()
     del missing.raw_input_contents[:]
-    refused(missing, "one entry in raw_input_contents, got 0")
+    refused(missing, "one entry in raw_input_contents, or typed contents, got 0")
     double = request()
     double.raw_input_contents.append(bytes(48))
-    refused(double, "one entry in raw_input_contents, got 2")
+    refused(double, "one entry in raw_input_contents, or typed contents, got 2")
+    few = request()
+    del few.raw_input_contents[:]
+    few.inputs[0].contents.fp32_contents.extend([0.0] * 11)
+    refused(few, "in 48 bytes of float32, got 44 bytes")
+    elements = request()
+    del elements.raw_input_contents[:]
+    elements.inputs[0].datatype = "BYTES"
+    elements.parameters["lb_shape"].string_param = "6"
+    elements.inputs[0].contents.bytes_contents.extend([b"a", b"b", b"c"])
+    refused(elements, "expected 2 elements in bytes_contents, got 3")
     other = request()
     other.inputs[0].datatype = "FP64"
     refused(other, "FP32 or BYTES")

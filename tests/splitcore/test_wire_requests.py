@@ -16,6 +16,7 @@ from splitcore.errors import WireError
 from splitcore.frame import Frame
 from splitcore.latent import LatentSpec
 from splitcore.wire import oip
+from splitcore.wire import open_inference_pb2 as pb
 
 # protobuf by hand: https://protobuf.dev/programming-guides/encoding/
 
@@ -61,7 +62,7 @@ def test_a_request_written_by_hand_from_the_protocols_field_numbers_is_read() ->
     )  # fmt: skip
     assert oip.unpack_request(message) == Frame(
         id="run/phone/3", payloads=(b"\x12\x34\x56", b"\xff\0\x01"), codec="uniform4/channel", shape=(2, 1, 3), attempt=2,
-        origin="query", model="digits", version="7", timeout_us=150_000, labels_only=True,
+        origin="query", model="digits", version="7", timeout_us=150_000, labels_only=True, priority=1,
     )  # fmt: skip
 
 
@@ -114,7 +115,11 @@ def frames(draw: st.DrawFn) -> Frame:
         model=draw(st.text(max_size=20)),
         version=draw(st.text(max_size=8)),
         timeout_us=draw(st.none() | st.integers(1, 2**63 - 1)),
-        labels_only=draw(st.booleans()),
+        labels_only=draw(labels_only := st.shared(st.booleans(), key="labels only")),
+        outputs=draw(labels_only.flatmap(lambda only: st.just(()) if only else st.sampled_from([(), ("scores",), ("a", "b")]))),
+        tensor=draw(st.text(max_size=8)),
+        priority=draw(st.integers(0, 2**64 - 1)),
+        mark_final=draw(st.booleans()),
     )
 
 
@@ -136,6 +141,26 @@ def test_other_latents_in_a_request_leave_everything_else_as_it_was(frame: Frame
     assert {**vars_of(got), "payloads": None} == {**vars_of(before), "payloads": None}
     assert field(90, "a later version's field") in replaced and field(9, 4) in replaced
     assert parameter("somebody_elses", 3, "kept") in replaced
+
+
+@pytest.mark.parametrize("rows", [1, 4096])
+def test_a_tensor_in_typed_contents_is_read_and_replaced_as_one_in_raw_contents_is(rows: int) -> None:
+    values = np.arange(rows * 24, dtype="<f4")
+    plain = pb.ModelInferRequest(id="r/c/1")
+    contents = plain.inputs.add(name="latent", datatype="FP32", shape=[rows, 24]).contents
+    contents.fp32_contents.extend(values.tolist())
+    coded = pb.ModelInferRequest(id="r/c/2")
+    coded.parameters["lb_shape"].string_param = "24"
+    elements = [bytes(96), b"", *(b"z" * 95 for _ in range(rows))][:rows]
+    coded.inputs.add(name="latent", datatype="BYTES", shape=[rows]).contents.bytes_contents.extend(elements)
+    read = oip.unpack_request(plain.SerializeToString())
+    assert (read.rows, read.shape, b"".join(read.payloads)) == (rows, (24,), values.tobytes())
+    assert oip.unpack_request(coded.SerializeToString()).payloads == tuple(elements)
+    others = [bytes(96)] * rows
+    for message in (plain, coded):
+        replaced = pb.ModelInferRequest.FromString(oip.replace_payloads(message.SerializeToString(), others))
+        assert not replaced.raw_input_contents and replaced.id == message.id
+        assert oip.unpack_request(replaced.SerializeToString()).payloads == tuple(others)
 
 
 def vars_of(frame: Frame) -> dict[str, object]:
