@@ -30,10 +30,17 @@ class Outputs(StrEnum):
 
 
 def main(
-    artefact: Annotated[
-        list[Path], typer.Option(help="folder of an artefact whose tail is served; repeatable, the first is the default")
-    ],
     state: Annotated[Path, typer.Option(help="folder for ready.json, the token and server.jsonl")],
+    artefact: Annotated[
+        list[Path] | None,
+        typer.Option(help="artefact whose tail is served, DIR or DIR@VERSION; repeatable, the first is the default"),
+    ] = None,
+    repository: Annotated[
+        list[Path] | None, typer.Option(help="folder with artefacts as NAME/VERSION, all served; repeatable")
+    ] = None,
+    version_policy: Annotated[
+        str, typer.Option(help="which of a model's versions are served: all, latest, or latest:N")
+    ] = "all",
     listen: Annotated[str, typer.Option(help="address of the data plane; port 0: any free one")] = "127.0.0.1:0",
     control: Annotated[str, typer.Option(help="address of the control plane; port 0: any free one")] = "127.0.0.1:0",
     token_file: Annotated[Path | None, typer.Option(help="default: STATE/token, made when absent")] = None,
@@ -62,8 +69,10 @@ def main(
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         config = EdgeConfig(
-            artefact=artefact[0],
-            others=tuple(artefact[1:]),
+            artefact=artefact[0] if artefact else None,
+            others=tuple(artefact[1:]) if artefact else (),
+            repositories=tuple(repository or ()),
+            version_policy=version_policy,
             state=state,
             listen=listen,
             control=control,

@@ -1,4 +1,4 @@
-"""What a request must be to enter a model's queue: of the latent's shape, in a codec that is known."""
+"""What a request must be to enter a model's queue: of the latent's shape, in a codec that is known, for our outputs."""
 
 from __future__ import annotations
 
@@ -8,22 +8,31 @@ from splitcore.artefact import Artefact
 from splitcore.codec import Codec, fit
 from splitcore.errors import CodecError
 from splitcore.frame import Frame
-
-VERSION = "1"
-"""an artefact is one version of one model: its digest tells it from others"""
+from splitcore.wire.oip import INPUT, LABEL, SCORES
 
 
 class Admission:
     """Checks requests against one artefact before they cost a place in the queue."""
 
-    def __init__(self, artefact: Artefact) -> None:
+    def __init__(self, artefact: Artefact, key: str, *, labels_only: bool = False) -> None:
+        """`key`: names the model's queue."""
         self.model = artefact.manifest.name
+        self.key = key
         self.latent = artefact.latent
+        self.outputs = (LABEL,) if labels_only else (SCORES, LABEL)
         # bounded without eviction: `fit` knows 32 canonical names, and a name that it refuses is not kept
         self._codecs: dict[str, Codec] = {}
 
     def job(self, frame: Frame, caller: Caller, received_ns: int) -> Job:
         """Of a frame for this model. Raises Refused."""
+        if frame.tensor != INPUT:
+            raise invalid(f"expected the input {INPUT!r} of model {self.model}, got {frame.tensor[:64]!r}")
+        for name in frame.outputs:
+            if name not in self.outputs:
+                have = " and ".join(map(repr, self.outputs))
+                raise invalid(f"expected outputs of model {self.model}, which are {have}, got {name[:64]!r}")
+        if frame.stateful:
+            raise invalid(f"expected no sequence_id: model {self.model} keeps no state between requests; leave sequence_* out")
         if frame.shape != self.latent.shape:
             raise invalid(
                 f"expected latents of shape {list(self.latent.shape)} for model {self.model}, got {list(frame.shape)}: "
@@ -36,7 +45,7 @@ class Admission:
                 raise invalid(f"expected at most {bound} bytes a latent with codec {codec.name}, got {len(payload)}")
             payload_bytes += len(payload)
         deadline_ns = None if frame.timeout_us is None else received_ns + frame.timeout_us * 1000
-        return Job(frame, codec, caller, received_ns, deadline_ns, payload_bytes, self.model)
+        return Job(frame, codec, caller, received_ns, deadline_ns, payload_bytes, self.key)
 
     def codec(self, name: str) -> Codec:
         """The codec of a canonical name, its parameters frozen for the artefact's latent. Raises Refused."""

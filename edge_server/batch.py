@@ -10,13 +10,13 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_server.admission import VERSION
-from edge_server.log import ServerLog
+from edge_server.log import ModelLog
 from edge_server.queue import Job, Outcome, Taken
 from edge_server.refusal import Refused, invalid
 from splitcore.errors import CodecError
 from splitcore.frame import EDGE_US, Reply
 from splitcore.latent import F32
+from splitcore.wire.oip import FINAL_KEY, SCORES
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ class Done:
     """rows of every call of the tail"""
     input_ns: int = 0
     infer_ns: int = 0
+    output_ns: int = 0
 
 
 def decode(jobs: Sequence[Job]) -> F32:
@@ -58,15 +59,17 @@ class BatchComputer:
     def __init__(
         self,
         tail: Callable[[F32], F32],
-        log: ServerLog,
+        log: ModelLog,
         *,
         model: str,
+        version: str,
         max_batch_size: int,
         labels_only: bool,
         now_ns: Callable[[], int],
     ) -> None:
         self._tail, self._log, self._now_ns = tail, log, now_ns
-        self._model, self._max_batch_size, self._labels_only = model, max_batch_size, labels_only
+        self._model, self._version = model, version
+        self._max_batch_size, self._labels_only = max_batch_size, labels_only
 
     def __call__(self, taken: Taken) -> Done:
         done = Done(taken.model, list(taken.refused), taken.cancelled)
@@ -105,6 +108,7 @@ class BatchComputer:
             at += job.rows
             job.decoded_ns, job.tail_done_ns = decoded_ns, tail_done_ns
             done.outcomes.append((job, self._outcome(job, logits[rows], labels[rows], finite[rows])))
+        done.output_ns = self._now_ns() - tail_done_ns
 
     def _decoded(self, jobs: list[Job], done: Done) -> tuple[list[Job], F32]:
         """Those whose payloads are what their codec writes; the others get their answer in `done`."""
@@ -138,15 +142,15 @@ class BatchComputer:
                 "the latent is far outside of what the tail was trained on",
             )
         without = self._labels_only or job.frame.labels_only
-        took: dict[str, bool | int | str | float] = {}
+        took: dict[str, bool | int | str | float] = {FINAL_KEY: True} if job.frame.mark_final else {}
         if job.frame.timed:
             took[EDGE_US] = (job.tail_done_ns - job.received_ns) // 1000
         return Reply(
             id=job.frame.id,
             scores=None if without else scores,
-            labels=labels,
+            labels=None if job.frame.outputs == (SCORES,) else labels,
             model=self._model,
-            version=VERSION,
+            version=self._version,
             parameters=took,
         )
 

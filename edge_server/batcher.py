@@ -8,7 +8,9 @@ nothing of another. Models take turns by batches: one waits at most for a batch 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable
 
 from edge_server.batch import Done
@@ -33,6 +35,9 @@ class Batcher:
         self._queues: dict[str, BatchQueue] = {}
         """by model, the one whose turn was longest ago first"""
         self._changed = threading.Condition()
+        self._tasks: deque[Callable[[], None]] = deque()
+        self._emptied: dict[str, asyncio.Event] = {}
+        """of the queues that are to be forgotten when they are empty"""
         self._held = self._flushing = self._closing = False
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -71,6 +76,41 @@ class Batcher:
         self._unanswered += 1
         self._idle.clear()
 
+    async def run(self, task: Callable[[], None]) -> None:
+        """On the tail's thread, between two batches; what those before it gave is handed out when this returns.
+
+        Raises what the task raised, RuntimeError when the thread has ended.
+        """
+        done: asyncio.Future[None] = self._loop.create_future()
+
+        def settle(error: Exception | None) -> None:
+            if not done.cancelled():
+                done.set_result(None) if error is None else done.set_exception(error)
+
+        def settled() -> None:
+            try:
+                task()
+            except Exception as error:
+                self._loop.call_soon_threadsafe(settle, error)
+            else:
+                self._loop.call_soon_threadsafe(settle, None)
+
+        with self._changed:
+            if self._closing or not self._thread.is_alive():
+                raise RuntimeError("the batcher is closed: nothing runs on the tail's thread any more")
+            self._tasks.append(settled)
+            self._changed.notify()
+        await done
+
+    async def retire(self, model: str) -> None:
+        """Returns when the last request for a model, for which no more will come, is answered. Its queue is forgotten."""
+        if self.pending_for(model)[0]:
+            await self._emptied.setdefault(model, asyncio.Event()).wait()
+        with contextlib.suppress(RuntimeError):  # closed: everything is answered
+            await self.run(lambda: None)
+        with self._changed:
+            self._queues.pop(model, None)
+
     def hold(self) -> None:
         """No batch leaves until `release`: batches form as a test wants them (TRITONSERVER_DELAY_SCHEDULER)."""
         with self._changed:
@@ -106,12 +146,17 @@ class Batcher:
             return
         self._loop.call_soon_threadsafe(self._ready.set_result, None)
         while (taken := self._next()) is not None:
-            self._loop.call_soon_threadsafe(self._deliver, self._compute(taken))
+            if isinstance(taken, Taken):
+                self._loop.call_soon_threadsafe(self._deliver, self._compute(taken))
+            else:
+                taken()
 
-    def _next(self) -> Taken | None:
-        """Waits for the next batch; None when the batcher was closed."""
+    def _next(self) -> Taken | Callable[[], None] | None:
+        """Waits for the next batch or task; None when the batcher was closed."""
         with self._changed:
             while True:
+                if self._tasks:
+                    return self._tasks.popleft()
                 waiting = {} if self._held else {model: queue for model, queue in self._queues.items() if len(queue)}
                 if not waiting:
                     if self._closing:
@@ -132,4 +177,6 @@ class Batcher:
         self._unanswered -= len(done.outcomes) + len(done.cancelled)
         if not self._unanswered:
             self._idle.set()
+        if done.model in self._emptied and not self.pending_for(done.model)[0]:
+            self._emptied.pop(done.model).set()
         self._on_done(done)

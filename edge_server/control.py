@@ -10,7 +10,6 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
-from edge_server.admission import VERSION
 from edge_server.metrics import Metrics
 from edge_server.models import Model as Served
 from edge_server.queue import BatchSettings
@@ -31,13 +30,6 @@ class Readiness(BaseModel):
     reason: str = Field(description="empty when ready")
 
 
-class Batching(BaseModel):
-    max_batch_size: int
-    max_queue_delay_microseconds: int
-    max_queue_size: int
-    max_queue_bytes: int
-
-
 class Model(BaseModel):
     name: str
     version: str
@@ -53,7 +45,7 @@ class Model(BaseModel):
     device: str
     threads: int
     ready: bool
-    batching: Batching
+    batching: BatchSettings
 
 
 class Models(BaseModel):
@@ -78,7 +70,7 @@ def edge_app(
         manifest = model.artefact.manifest
         return Model(
             name=manifest.name,
-            version=VERSION,
+            version=model.version,
             digest=manifest.digest,
             handshake=manifest.handshake,
             approach=manifest.approach,
@@ -91,7 +83,7 @@ def edge_app(
             device=model.tail.device,
             threads=threads,
             ready=service.accepting,
-            batching=Batching(**vars(settings)),
+            batching=settings,
         )
 
     @app.get("/healthz")

@@ -6,7 +6,7 @@ expired and cancelled requests are not in it, and a killed process leaves every 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edge_server.queue import Job
@@ -14,15 +14,20 @@ from splitcore import journal
 
 
 class ServerLog:
-    """STATE/server.jsonl. A row says its model where the server has several."""
+    """STATE/server.jsonl. A row says its model and version where the server has, or had, several."""
 
     def __init__(self, path: Path, *, with_model: bool = False) -> None:
         self.path = path
-        self._with_model = with_model
+        self.with_model = with_model
         self._journal = journal.Journal(path)
 
-    def append(self, jobs: Sequence[Job], now_ns: int) -> None:
+    def of(self, model: str, version: str) -> ModelLog:
+        """The part of one version of a model."""
+        return ModelLog(self, {"model": model, "version": version})
+
+    def append(self, jobs: Sequence[Job], now_ns: int, of: Mapping[str, str]) -> None:
         """One row a request, one write call a batch. Raises OSError: then nothing of the batch may be computed."""
+        says = of if self.with_model else {}
         self._journal.append(
             *(
                 {
@@ -31,7 +36,7 @@ class ServerLog:
                     "origin": job.frame.origin,
                     "rows": job.rows,
                     "t_ns": now_ns,
-                    **({"model": job.model} if self._with_model else {}),
+                    **says,
                 }
                 for job in jobs
             )
@@ -39,3 +44,15 @@ class ServerLog:
 
     def close(self) -> None:
         self._journal.close()
+
+
+class ModelLog:
+    """Where one version of a model writes what it is about to compute."""
+
+    def __init__(self, log: ServerLog, of: Mapping[str, str]) -> None:
+        self.path = log.path
+        self._log, self._of = log, of
+
+    def append(self, jobs: Sequence[Job], now_ns: int) -> None:
+        """As `ServerLog.append`."""
+        self._log.append(jobs, now_ns, self._of)

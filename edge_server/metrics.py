@@ -7,9 +7,11 @@ Buckets: those of gRFC A66 between 0.3 ms and 10 s, because Triton's own begin a
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric, UntypedMetricFamily
@@ -62,13 +64,35 @@ class Histogram:
         family.add_metric(labels, buckets, self._sum)
 
 
+@dataclass(slots=True)
+class Stages:
+    """How often, and how long in sum, the three stages of computing took."""
+
+    count: int = 0
+    input_ns: int = 0
+    infer_ns: int = 0
+    output_ns: int = 0
+
+    def add(self, done: Done, share: float = 1.0, count: int = 1) -> None:
+        self.count += count
+        self.input_ns += int(done.input_ns * share) * count
+        self.infer_ns += int(done.infer_ns * share) * count
+        self.output_ns += int(done.output_ns * share) * count
+
+
 class Counts:
-    """Of one model. Written on the event loop, read on it too."""
+    """Of one version of a model. Written on the event loop, read on it too."""
 
     def __init__(self) -> None:
         self.success = self.rows = self.executions = 0
         self.failures: Counter[Reason] = Counter()
-        self.request_ns = self.queue_ns = self.input_ns = self.infer_ns = 0
+        self.request_ns = self.queue_ns = self.input_ns = self.infer_ns = self.failed_ns = 0
+        self.requests = Stages()
+        """by request, as Triton's statistics count: each request of a batch takes the whole batch's time"""
+        self.batches: dict[int, Stages] = {}
+        """by rows of a call of the tail"""
+        self.last_inference_ms = 0
+        """wall clock, since 1970; 0: never"""
         self.latency, self.batch = Histogram(SECONDS), Histogram(ROWS)
 
     def refused(self, reason: Reason) -> None:
@@ -82,26 +106,33 @@ class Counts:
         self.rows += done.computed_rows
         self.input_ns += done.input_ns
         self.infer_ns += done.infer_ns
+        if done.slices:
+            self.last_inference_ms = time.time_ns() // 1_000_000
         for rows in done.slices:
             self.batch.add(rows)
+            # sizes up to max_batch_size only: what is kept is bounded
+            self.batches.setdefault(rows, Stages()).add(done, rows / done.computed_rows)
+        before = self.success
         for job, outcome in done.outcomes:
             if isinstance(outcome, Refused):
                 self.failures[outcome.reason] += 1
+                self.failed_ns += (job.tail_done_ns or job.dequeued_ns) - job.received_ns
                 continue
             self.success += 1
             total_ns = job.tail_done_ns - job.received_ns
             self.request_ns += total_ns
             self.queue_ns += job.dequeued_ns - job.received_ns
             self.latency.add(total_ns / 1e9)
+        self.requests.add(done, count=self.success - before)
 
 
 class Metrics(Collector):
     """Of the whole server: the counts of its models, and what belongs to none of them."""
 
-    def __init__(self, models: Mapping[str, Counts], version: str, pending: Callable[[str], tuple[int, int]]) -> None:
-        """`pending`: (requests, rows) that wait in a model's queue."""
+    def __init__(self, models: Mapping[tuple[str, str], Counts], pending: Callable[[str, str], tuple[int, int]]) -> None:
+        """`models`: by (name, version). `pending`: (requests, rows) that wait for one of them."""
         self.registry = CollectorRegistry()
-        self._models, self._version, self._pending = models, version, pending
+        self._models, self._pending = models, pending
         self.open_streams = 0
         self.registry.register(self)
 
@@ -122,7 +153,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         labels = ("model", "version")
-        models = [((model, self._version), counts) for model, counts in self._models.items()]
+        models = list(self._models.items())
 
         def counter(name: str, documentation: str, value: Callable[[Counts], float]) -> UntypedMetricFamily:
             family = UntypedMetricFamily(name, documentation, labels=labels)
@@ -151,7 +182,7 @@ class Metrics(Collector):
         )
         rows = GaugeMetricFamily("latentbed_pending_rows", "Rows that wait in the model's queue", labels=labels)
         for of, _ in models:
-            waiting = self._pending(of[0])
+            waiting = self._pending(*of)
             requests.add_metric(of, waiting[0])
             rows.add_metric(of, waiting[1])
         yield from (requests, rows)

@@ -1,6 +1,6 @@
 """The edge server as one process on one event loop: how it starts, and in which order it ends.
 
-Start: listen on the control port, then on the data port, warm the tail, then SERVING, then the ready file.
+Start: listen on the control port, then on the data port, load and warm the tails, then SERVING, then the ready file.
 End (Triton's order, and Envoy's): readiness false and health NOT_SERVING; new frames on open streams are answered
 `draining`; what is queued is computed and its answers are written; clients get a grace to half-close; the log closes.
 """
@@ -16,19 +16,23 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from edge_server.admission import VERSION, Admission
+from edge_server.admission import Admission
 from edge_server.batch import BatchComputer
 from edge_server.batcher import Batcher
 from edge_server.control import edge_app
+from edge_server.describe import Describe
 from edge_server.log import ServerLog
-from edge_server.metrics import Metrics
-from edge_server.models import Model, Models, OnDevice, check_names
+from edge_server.metrics import Counts, Metrics
+from edge_server.models import Model, Models, OnDevice
 from edge_server.onnx_tail import OnnxTail
 from edge_server.queue import BatchSettings
+from edge_server.reflection import add_reflection
+from edge_server.repository import Repository, Shelf, VersionPolicy
 from edge_server.service import InferenceService
 from edge_server.tail import Tail, default_threads
 from splitcore.artefact import Artefact
 from splitcore.control import load_token, serving
+from splitcore.errors import ArtefactError
 from splitcore.node import begin, joined, keep_memory, on_end, tell_ready
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
@@ -44,11 +48,15 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 class EdgeConfig:
     """Everything that the command line decides."""
 
-    artefact: Path
-    """of the model that is meant by whoever names none"""
     state: Path
+    artefact: Path | None = None
+    """of the model that is meant by whoever names none; None: the repository's first. DIR, or DIR@2 as its version 2"""
     others: tuple[Path, ...] = ()
-    """artefacts of further models"""
+    """artefacts of further models and versions"""
+    repositories: tuple[Path, ...] = ()
+    """folders with NAME/VERSION/manifest.json"""
+    version_policy: str = "all"
+    """`all`, `latest` or `latest:N`: which of a model's versions are served"""
     listen: str = "127.0.0.1:0"
     control: str = "127.0.0.1:0"
     token_file: Path | None = None
@@ -87,26 +95,30 @@ class EdgeServer:
         config = self.config
         begin(config.state)
         keep_memory()
-        artefacts = [Artefact(folder) for folder in (config.artefact, *config.others)]
-        check_names(artefacts)
+        policy = VersionPolicy.parse(config.version_policy)
+        given = () if config.artefact is None else (config.artefact, *config.others)
+        shelf = Shelf(given, config.repositories, policy)
+        names = shelf.names()
+        if not names:
+            where = " or ".join(map(str, config.repositories)) or "no --artefact and no --repository"
+            raise ArtefactError(f"expected a model to serve, found none in {where}: give one with --artefact DIR")
         token = load_token(config.token_file or config.state / "token")
-        log = ServerLog(config.state / LOG_FILE, with_model=len(artefacts) > 1)
+        self._log = log = ServerLog(config.state / LOG_FILE)
         rim.callback(log.close)
         telemetry = Telemetry(config.node, config.telemetry)
         rim.callback(telemetry.close)
-        threads = config.threads or default_threads()
-        models = Models([self._model(artefact, log, threads) for artefact in artefacts])
-        self.metrics = Metrics(
-            {model.name: model.counts for model in models}, VERSION, lambda name: self.batcher.pending_for(name)
-        )
-        self.batcher = Batcher(
-            config.batching,
-            models.compute,
-            warm_up=models.warm_up,
-            on_done=lambda done: models.counts(done.model).done(done),
-        )
+        self._threads = threads = config.threads or default_threads()
+        self._models = models = Models(names[0])
+        self.metrics = Metrics(models.counted, self.pending)
+        self.batcher = Batcher(config.batching, models.compute, on_done=models.computed)
         rim.push_async_callback(self.batcher.close)
-        self.service = InferenceService(models, self.batcher, self.metrics, telemetry, labels_only=config.labels_only)
+        self._health = health_aio.HealthServicer()
+        repository = Repository(shelf, models, self.batcher, self._model, self._changed)
+        rim.push_async_callback(repository.close)
+        describe = Describe(models, config.batching, policy, labels_only=config.labels_only)
+        self.service = InferenceService(
+            models, self.batcher, self.metrics, telemetry, describe=describe, repository=repository, token=token
+        )
         app = edge_app(
             service=self.service,
             metrics=self.metrics,
@@ -119,11 +131,11 @@ class EdgeServer:
         )
         host, port = split_address(config.control)
         self.control = joined(host, await rim.enter_async_context(serving(app, host, port, tls=config.control_tls)))
-        self._health = health_aio.HealthServicer()
         await self._set_health(NOT_SERVING)
         self._server = grpc.aio.server(options=server_options(), maximum_concurrent_rpcs=MAX_CALLS)
         self._server.add_generic_rpc_handlers((self.service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        add_reflection(self._server)
         host, _ = split_address(config.listen)
         try:
             port = add_port(self._server, config.listen, config.tls)
@@ -136,13 +148,21 @@ class EdgeServer:
         await self._server.start()
         rim.push_async_callback(self._server.stop, None)
         await self.batcher.start()
+        await repository.start()
         self.service.ready = True
         await self._set_health(SERVING)
         tell_ready(config.state, control=self.control, grpc=self.address)
 
-    def _model(self, artefact: Artefact, log: ServerLog, threads: int) -> Model:
-        """Raises ArtefactError; ValueError for a device that is not there."""
+    def pending(self, name: str, version: str = "") -> tuple[int, int]:
+        """(requests, rows) that wait for one version of a model; without one, for the newest."""
+        versions = self._models.versions(name)
+        model = versions.get(version) if version else next(iter(versions.values()), None)
+        return (0, 0) if model is None else self.batcher.pending_for(model.key)
+
+    def _model(self, artefact: Artefact, version: str, key: str) -> Model:
+        """On a loader's thread. Raises ArtefactError; ValueError for a device that is not there."""
         config, size = self.config, self.config.batching.max_batch_size
+        name, threads = artefact.manifest.name, self._threads
         tail: OnDevice
         if artefact.manifest.tail.net == "onnx":
             tail = OnnxTail(artefact, device=config.device, threads=threads, max_batch_size=size)
@@ -150,13 +170,29 @@ class EdgeServer:
             tail = Tail(artefact, device=config.device, threads=threads, max_batch_size=size, trusted=config.trust)
         computer = BatchComputer(
             tail,
-            log,
-            model=artefact.manifest.name,
+            self._log.of(name, version),
+            model=name,
+            version=version,
             max_batch_size=size,
             labels_only=config.labels_only,
             now_ns=now_ns,
         )
-        return Model(artefact=artefact, tail=tail, computer=computer, admission=Admission(artefact))
+        return Model(
+            artefact=artefact,
+            version=version,
+            key=key,
+            tail=tail,
+            computer=computer,
+            admission=Admission(artefact, key, labels_only=config.labels_only),
+            counts=self._models.counted.get((name, version)) or Counts(),
+        )
+
+    async def _changed(self) -> None:
+        """The table of models is another one."""
+        self._log.with_model = self._log.with_model or len(self._models.counted) > 1
+        if not self.service.draining:
+            for name in {name for name, _ in self._models.states}:
+                await self._health.set(name, SERVING if self._models.versions(name) else NOT_SERVING)
 
     async def drain(self) -> None:
         """Answers what was accepted, refuses what comes now, and closes everything."""
@@ -171,7 +207,7 @@ class EdgeServer:
         await self._rim.aclose()
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for name in ("", oip.SERVICE):
+        for name in ("", oip.SERVICE, *{name for name, _ in self._models.states}):
             await self._health.set(name, status)
 
 

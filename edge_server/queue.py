@@ -63,7 +63,7 @@ class Job:
     deadline_ns: int | None = None
     payload_bytes: int = 0
     model: str = ""
-    """by the name under which it is served: the frame itself may leave it out"""
+    """the key of the model that it goes to (`Model.key`): the frame itself may leave names and version out"""
     dequeued_ns: int = 0
     decoded_ns: int = 0
     tail_done_ns: int = 0

@@ -1,36 +1,41 @@
-"""The Open Inference Protocol v2 over grpc.aio, with Triton's ModelStreamInfer: raw bytes in, raw bytes out.
+"""The Open Inference Protocol v2 over grpc.aio, with Triton's extensions: raw bytes in, raw bytes out.
 
-Every call starts with our handshakes as initial metadata, one a model, so that a client can compare before it sends a
-frame. A client that sends its own and holds another artefact is refused: in a unary call by status, in a stream by an
-in-band answer to each frame, because a stream that the server ends while the client writes shows INTERNAL there instead of
-the reason (grpc#36066).
+Every call starts with our handshakes as initial metadata, one a version of a model, so that a client can compare before it
+sends a frame. A client that sends its own and holds another artefact is refused: in a unary call by status, in a stream by
+an in-band answer to each frame, because a stream that the server ends while the client writes shows INTERNAL there instead
+of the reason (grpc#36066). Who asks for it by Triton's metadata `triton_grpc_error: true` gets the status all the same.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+import dataclasses
+import hmac
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
 
 import grpc
 
-from edge_server.admission import VERSION
 from edge_server.batcher import Batcher
+from edge_server.describe import Describe
 from edge_server.metrics import Metrics
-from edge_server.models import Model, Models
+from edge_server.models import Holder, Models
 from edge_server.queue import Job, Outcome
 from edge_server.refusal import Refused, draining, invalid
+from edge_server.repository import Repository
 from edge_server.stream import Stream
 from splitcore.errors import WireError
 from splitcore.frame import Reply
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
-from splitcore.wire import oip
+from splitcore.wire import catalogue, oip
 
-EXTENSIONS = ("binary_tensor_data", "parameters")
+STATUS_ERRORS = "triton_grpc_error"
+"""metadata of a stream that shall end with a status at its first error"""
 
 Context: TypeAlias = "grpc.aio.ServicerContext"
+Asked: TypeAlias = dict[str, Any]
+Answer: TypeAlias = Callable[[Asked, Holder, Context], Awaitable[Mapping[str, Any]]]
 
 
 class Unary:
@@ -49,26 +54,42 @@ class InferenceService:
     """The methods of `inference.GRPCInferenceService` for the models there are."""
 
     def __init__(
-        self, models: Models, batcher: Batcher, metrics: Metrics, telemetry: Telemetry, *, labels_only: bool = False
+        self,
+        models: Models,
+        batcher: Batcher,
+        metrics: Metrics,
+        telemetry: Telemetry,
+        *,
+        describe: Describe,
+        repository: Repository,
+        token: str,
     ) -> None:
-        self.models = models
+        """`token`: what changes want, as on the control plane."""
+        self.models, self.describe, self.repository = models, describe, repository
         self.ready = False
         self.draining = False
         self._batcher, self._metrics, self._telemetry = batcher, metrics, telemetry
         self._streams: set[Stream] = set()
-        self._labels_only = labels_only
-        self._server = oip.pack_server_metadata("latentbed", importlib.metadata.version("latentbed"), EXTENSIONS)
+        self._bearer = f"Bearer {token}".encode()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """All methods under the protocol's public path; no serialisers: messages stay bytes."""
         unary: dict[str, Callable[[bytes, Context], Awaitable[bytes]]] = {
             oip.LIVE: self.server_live,
             oip.READY: self.server_ready,
-            oip.MODEL_READY: self.model_ready,
-            oip.SERVER_METADATA: self.server_metadata,
-            oip.MODEL_METADATA: self.model_metadata,
             oip.INFER: self.model_infer,
         }
+        answers: dict[str, Answer] = {
+            oip.SERVER_METADATA: self._server_metadata,
+            oip.MODEL_READY: self._model_ready,
+            oip.MODEL_METADATA: self._model_metadata,
+            oip.CONFIG: self._model_config,
+            oip.STATISTICS: self._model_statistics,
+            oip.INDEX: self._index,
+            oip.LOAD: self._load,
+            oip.UNLOAD: self._unload,
+        }
+        unary |= {method: self._answering(method, answer) for method, answer in answers.items()}
         methods = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in unary.items()}
         methods[oip.STREAM] = grpc.stream_stream_rpc_method_handler(self.model_stream_infer)
         return grpc.method_handlers_generic_handler(oip.SERVICE, methods)
@@ -81,45 +102,41 @@ class InferenceService:
         await context.send_initial_metadata(self.models.handshakes)
         return oip.pack_flag(oip.READY, self.accepting)
 
-    async def server_metadata(self, message: bytes, context: Context) -> bytes:
-        await context.send_initial_metadata(self.models.handshakes)
-        return self._server
-
-    async def model_ready(self, message: bytes, context: Context) -> bytes:
-        await self._model_of(message, context)
-        return oip.pack_flag(oip.MODEL_READY, self.accepting)
-
-    async def model_metadata(self, message: bytes, context: Context) -> bytes:
-        model = await self._model_of(message, context)
-        return oip.pack_model_metadata(_described(model, self._labels_only))
-
     async def model_infer(self, message: bytes, context: Context) -> bytes:
         received_ns = now_ns()
         await context.send_initial_metadata(self.models.handshakes)
-        mismatch = self.models.check_handshake(context.invocation_metadata())
-        caller = Unary()
-        refusal = self._submit(message, caller, received_ns, mismatch, context.time_remaining())
-        if refusal is not None:
-            await context.abort(refusal[1].code, refusal[1].text)
-        try:
-            job, outcome = await caller.future
-        except asyncio.CancelledError:
-            caller.gone = True
-            raise
+        holder = Holder(self.models, context.invocation_metadata())
+        job, outcome = await self.infer(message, holder, received_ns, context.time_remaining())
         if isinstance(outcome, Refused):
             await context.abort(outcome.code, outcome.text)
-        assert isinstance(outcome, Reply)
+        assert isinstance(outcome, Reply) and job is not None
         reply = oip.pack_reply(outcome)
         self.replied(job)
         return reply
 
+    async def infer(
+        self, message: bytes, holder: Holder, received_ns: int, remaining_s: float | None = None
+    ) -> tuple[Job | None, Outcome]:
+        """One request and its answer; no job where it never was in the queue. Who gives up cancels."""
+        caller = Unary()
+        refusal = self._submit(message, caller, received_ns, holder, remaining_s)
+        if refusal is not None:
+            return None, refusal[1]
+        try:
+            return await caller.future
+        except asyncio.CancelledError:
+            caller.gone = True
+            raise
+
     async def model_stream_infer(self, requests: object, context: Context) -> None:
         await context.send_initial_metadata(self.models.handshakes)
-        mismatch = self.models.check_handshake(context.invocation_metadata())
-        stream = Stream(context, self.replied)
+        metadata = context.invocation_metadata()
+        holder = Holder(self.models, metadata)
+        by_status = any(key == STATUS_ERRORS and value == "true" for key, value in metadata or ())
+        stream = Stream(context, self.replied, by_status=by_status)
 
         def take(message: bytes) -> None:
-            refusal = self._submit(message, stream, now_ns(), mismatch, None)
+            refusal = self._submit(message, stream, now_ns(), holder, None)
             if refusal is None:
                 stream.submitted()
             else:
@@ -132,6 +149,8 @@ class InferenceService:
         finally:
             self._metrics.open_streams -= 1
             self._streams.discard(stream)
+        if stream.failure is not None:
+            await context.abort(stream.failure.code, stream.failure.text)
 
     @property
     def accepting(self) -> bool:
@@ -158,23 +177,17 @@ class InferenceService:
             )
 
     def _submit(
-        self,
-        message: bytes,
-        caller: Unary | Stream,
-        received_ns: int,
-        mismatch: Refused | None,
-        remaining_s: float | None,
+        self, message: bytes, caller: Unary | Stream, received_ns: int, holder: Holder, remaining_s: float | None
     ) -> tuple[str, Refused] | None:
         """None when the request is in the queue, else (its id, why not)."""
-        frame_id = model = ""
+        frame_id = model = version = ""
         try:
             frame = oip.unpack_request(message)
-            frame_id, model = frame.id, frame.model
-            if mismatch is not None:
-                raise mismatch
+            frame_id, model, version = frame.id, frame.model, frame.version
             if self.draining:
+                holder.check()
                 raise draining()
-            job = self.models.find(frame.model, frame.version).admission.job(frame, caller, received_ns)
+            job = holder.find(model, version).admission.job(frame, caller, received_ns)
             if remaining_s is not None:
                 until_ns = received_ns + int(remaining_s * 1e9)
                 job.deadline_ns = until_ns if job.deadline_ns is None else min(until_ns, job.deadline_ns)
@@ -186,34 +199,84 @@ class InferenceService:
             refusal = error.with_traceback(None)
         else:
             return None
-        self.models.counts(model).refused(refusal.reason)
+        self.models.counts(model, version).refused(refusal.reason)
         return frame_id, refusal
 
-    async def _model_of(self, message: bytes, context: Context) -> Model:
-        """Initial metadata, then the checks of a call that names a model, and that model."""
-        await context.send_initial_metadata(self.models.handshakes)
-        refusal = self.models.check_handshake(context.invocation_metadata())
-        try:
-            model = self.models.find(*oip.unpack_model_name(message))
-        except WireError as error:
-            refusal = refusal or invalid(str(error))
-        except Refused as error:
-            refusal = refusal or error
-        if refusal is not None:
+    def _answering(self, method: str, answer: Answer) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        """A method that says something of the server: initial metadata, then the answer or the refusal."""
+
+        async def call(message: bytes, context: Context) -> bytes:
+            await context.send_initial_metadata(self.models.handshakes)
+            holder = Holder(self.models, context.invocation_metadata())
+            try:
+                return catalogue.pack(method, await answer(catalogue.unpack(method, message), holder, context))
+            except WireError as error:
+                refusal = invalid(str(error))
+            except Refused as error:
+                refusal = error.with_traceback(None)
             await context.abort(refusal.code, refusal.text)
-        return model
+            raise AssertionError("abort raises")
 
+        return call
 
-def _described(model: Model, labels_only: bool) -> oip.ModelMetadata:
-    manifest = model.artefact.manifest
-    outputs = (
-        oip.TensorMetadata(oip.SCORES, "FP32", (-1, len(manifest.classes))),
-        oip.TensorMetadata(oip.LABEL, "INT64", (-1,)),
-    )
-    return oip.ModelMetadata(
-        name=manifest.name,
-        versions=(VERSION,),
-        platform="latentbed_torch",
-        inputs=(oip.TensorMetadata(oip.INPUT, "FP32", (-1, *manifest.latent.shape)),),
-        outputs=outputs[1:] if labels_only else outputs,
-    )
+    async def _server_metadata(self, asked: Asked, holder: Holder, context: Context) -> Mapping[str, Any]:
+        return self.describe.server()
+
+    async def _model_ready(self, asked: Asked, holder: Holder, context: Context) -> Mapping[str, Any]:
+        return {"ready": self.model_ready(asked["name"], asked["version"], holder)}
+
+    async def _model_metadata(self, asked: Asked, holder: Holder, context: Context) -> Mapping[str, Any]:
+        return dataclasses.asdict(self.describe.model(holder.find(asked["name"], asked["version"])))
+
+    async def _model_config(self, asked: Asked, holder: Holder, context: Context) -> Mapping[str, Any]:
+        return {"config": self.describe.config(holder.find(asked["name"], asked["version"]))}
+
+    async def _model_statistics(self, asked: Asked, holder: Holder, context: Context) -> Mapping[str, Any]:
+        return self.describe.statistics(asked["name"], asked["version"])
+
+    async def _index(self, asked: Asked, holder: Holder, context: Context) -> Mapping[str, Any]:
+        return {"models": self.describe.index(ready=asked["ready"])}
+
+    async def _load(self, asked: Asked, holder: Holder, context: Context) -> Mapping[str, Any]:
+        self._authorise(context)
+        await self.change(oip.LOAD, asked["model_name"], asked["repository_name"], asked["parameters"])
+        return {}
+
+    async def _unload(self, asked: Asked, holder: Holder, context: Context) -> Mapping[str, Any]:
+        self._authorise(context)
+        await self.change(oip.UNLOAD, asked["model_name"], asked["repository_name"], asked["parameters"])
+        return {}
+
+    def model_ready(self, name: str, version: str, holder: Holder) -> bool:
+        """A model that is not served is not ready, as Triton has it. Raises Refused for another artefact alone."""
+        holder.check()
+        try:
+            holder.find(name, version)
+        except Refused:
+            return False
+        return self.accepting
+
+    async def change(self, method: str, name: str, repository: str, parameters: Mapping[str, Any]) -> None:
+        """Loads or unloads a model, for whoever may. Raises Refused."""
+        # tritonclient says `unload_dependents: False` with every unload
+        unknown = sorted(set(parameters) - {"unload_dependents"})
+        if repository or unknown:
+            raise invalid(
+                f"expected no repository name and no parameters of {method}, got {repository[:64]!r} and {unknown[:8]}: "
+                "what is loaded lies in this server's folders, as it is there"
+            )
+        if self.draining:
+            raise draining()
+        await (self.repository.load(name) if method == oip.LOAD else self.repository.unload(name))
+
+    def _authorise(self, context: Context) -> None:
+        """Raises Refused."""
+        for key, value in context.invocation_metadata() or ():
+            said = value if isinstance(value, bytes) else value.encode()
+            if key == "authorization" and hmac.compare_digest(said, self._bearer):
+                return
+        raise Refused(
+            grpc.StatusCode.UNAUTHENTICATED,
+            "INVALID",
+            "expected metadata `authorization: Bearer <the token in this node's token file>`: changes want it",
+        )

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 
@@ -27,20 +28,28 @@ MAX_UNREAD = 256
 class Stream:
     """Who waits for the answers of one stream."""
 
-    def __init__(self, context: grpc.aio.ServicerContext, on_replied: Callable[[Job], None]) -> None:
+    def __init__(
+        self, context: grpc.aio.ServicerContext, on_replied: Callable[[Job], None], *, by_status: bool = False
+    ) -> None:
+        """`by_status`: the first error ends the stream, and is its status."""
         self.gone = False
+        self.failure: Refused | None = None
+        """what the stream is to end with, once `run` has returned"""
+        self._by_status = by_status
         self._context, self._on_replied = context, on_replied
-        self._outbox: deque[tuple[Job | None, Reply]] = deque()
+        self._outbox: deque[tuple[Job | None, Reply | None]] = deque()
+        """None in the place of an answer: the writer ends there"""
         self._pending = 0
         """frames in the batcher, and answers that are not on the wire yet"""
         self._ended = False
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
+        self._failed = asyncio.Event()
 
     async def run(self, take: Callable[[bytes], None]) -> None:
         """Gives every message to `take`; returns when the client has half-closed and every answer is written."""
         writer = asyncio.create_task(self._write(), name="stream writer")
-        read = self._context.read
+        read = self._read_or_fail if self._by_status else self._context.read
         try:
             while (message := await read()) is not grpc.aio.EOF and not self.gone:
                 take(message)
@@ -59,17 +68,45 @@ class Stream:
         """A frame of this stream is in the batcher; `answer` will come for it."""
         self._pending += 1
 
+    async def _read_or_fail(self) -> Any:
+        """The next message, or the end at the first error: a status waits for no message of the client."""
+        reading = asyncio.ensure_future(self._context.read())
+        failed = asyncio.ensure_future(self._failed.wait())
+        try:
+            await asyncio.wait((reading, failed), return_when=asyncio.FIRST_COMPLETED)
+            return grpc.aio.EOF if failed.done() else reading.result()
+        finally:
+            failed.cancel()
+            reading.cancel()
+
     def answer(self, job: Job, outcome: Outcome) -> None:
+        if self.failure is not None:
+            return
         if isinstance(outcome, Refused):
-            outcome = Reply(id=job.frame.id, error=outcome.in_band)
+            if self._by_status:
+                self._fail(outcome)
+                return
+            final: dict[str, bool | int | str | float] = {oip.FINAL_KEY: True} if job.frame.mark_final else {}
+            outcome = Reply(id=job.frame.id, error=outcome.in_band, parameters=final)
         self._outbox.append((job, outcome))
         self._wake.set()
 
     def refuse(self, frame_id: str, refusal: Refused) -> None:
         """An in-band error for a frame that never was in the batcher."""
+        if self._by_status:
+            self._fail(refusal)
+            return
         self._pending += 1
         self._outbox.append((None, Reply(id=frame_id, error=refusal.in_band)))
         self._wake.set()
+
+    def _fail(self, refusal: Refused) -> None:
+        """What was answered before is still written; nothing is after it."""
+        if self.failure is None:
+            self.failure = refusal
+            self._outbox.append((None, None))
+            self._failed.set()
+            self._wake.set()
 
     async def written(self) -> None:
         """Returns when nothing is owed, or when nobody is there any more."""
@@ -86,6 +123,8 @@ class Stream:
                     await self._wake.wait()
                     continue
                 job, reply = outbox.popleft()
+                if reply is None:
+                    break
                 await write(oip.pack_stream_reply(reply))
                 self._pending -= 1
                 self._moved.set()

@@ -45,6 +45,4 @@ def unpack_answer(method: str, message: bytes) -> dict[str, Any]:
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    return json_format.MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
+    return json_format.MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)

@@ -111,7 +111,7 @@ async def test_a_full_queue_of_one_model_refuses_nothing_of_the_other(start_both
     refused = oip.unpack_stream_reply(await call.read())
     assert refused.id == "b" and refused.error.startswith("RESOURCE_EXHAUSTED: ")
     await call.write(oip.pack_request(named(narrow, "c", 3)))
-    while edge.server.batcher.pending_for(narrow.name) != (1, 3):
+    while edge.server.pending(narrow.name) != (1, 3):
         await edge.peer.call(oip.LIVE)
     edge.server.batcher.release()
     await call.done_writing()
@@ -122,7 +122,10 @@ async def test_a_third_model_is_refused_in_words_and_the_stream_goes_on(start_bo
     edge = await start_both()
     third = named(narrow, "third", model="another")
     [refused, good] = await edge.peer.ask([third, named(narrow, "good")])
-    text = f"NOT_FOUND: expected model {wide.name!r} or {narrow.name!r} version '1', got 'another' version ''"
+    text = (
+        f"NOT_FOUND: Request for unknown model: expected {wide.name!r} version '1' or {narrow.name!r} version '1', "
+        "got 'another' version ''"
+    )
     assert refused.id == "third" and refused.error == text
     assert good.id == "good" and good.error is None
     for method, message in ((oip.INFER, oip.pack_request(third)), (oip.MODEL_METADATA, oip.pack_model_name("another"))):
@@ -176,7 +179,9 @@ def test_two_artefacts_of_one_name_are_refused_in_words(digits_cuts, tmp_path, s
     shutil.copytree(wide, again)
     manifest = json.loads((again / MANIFEST).read_text())
     (again / MANIFEST).write_text(json.dumps(manifest | {"accuracy": 0.5}))
-    with pytest.raises(RuntimeError, match=r"expected artefacts of different names, got 'digits-wide' from .*wide and from"):
+    with pytest.raises(
+        RuntimeError, match=r"expected artefacts of different names, got 'digits-wide' version 1 from .*wide and from"
+    ):
         Process(wide, tmp_path / "edge", "--artefact", str(again))
 
 
