@@ -54,8 +54,8 @@ class LiveOracle:
     """
 
     def __init__(self, target: str, *, tls: ClientTls | None = None) -> None:
-        self._open = lambda: sync_channel(target, tls=tls)
-        self._channel = self._open()
+        self._target, self._tls = target, tls
+        self._channel = sync_channel(target, tls=tls)
         self._infer = self._channel.unary_unary(oip.path(oip.INFER))
         self._live = self._channel.unary_unary(oip.path(oip.LIVE))
         self._line: _Line | None = None
@@ -68,7 +68,7 @@ class LiveOracle:
             with self._lock:
                 if self._line is None or self._line.broken:
                     # on a connection of its own: that of a broken one may be half open, and a stream on it is as dead
-                    self._line = _Line(self._open(), self._without_stream)
+                    self._line = _Line(sync_channel(self._target, tls=self._tls), self._without_stream)
                 line = self._line
             if line.ask(frame, answered, timeout_s):
                 return  # else it broke this moment
