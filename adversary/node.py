@@ -78,7 +78,7 @@ async def run(
         adversary = Adversary(relay, workshop, ledger)
         app = build_control(adversary, token=load_token(token_file), names=names)
         host, port = split_address(control)
-        server, grpc_port = await relay.start(listen)
+        grpc_port = await relay.start(listen)
         try:
             async with serving(app, host, port, tls=control_tls) as control_port:
                 here, there = joined(split_address(listen)[0], grpc_port), joined(host, control_port)
@@ -88,5 +88,4 @@ async def run(
                 await stop.wait()
                 await adversary.behave(PassBehaviour())
         finally:
-            await server.stop(grace=2)
-            await relay.close()
+            await relay.close(grace_s=2)

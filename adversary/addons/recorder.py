@@ -15,6 +15,7 @@ class Pass:
 
     kind: Kind = "clean"
     order: Order = "overtake"
+    holds = False
 
     def request(self, frame: Frame, message: bytes) -> Forward:
         return Forward(message, "passed", sum(map(len, frame.payloads)))
@@ -32,6 +33,7 @@ class Recorder:
 
     kind: Kind = "clean"
     order: Order = "overtake"
+    holds = False
 
     def __init__(self, path: Path, model: str = "") -> None:
         """`model`: whose frames are written, and those that name none; empty: all."""
