@@ -48,6 +48,19 @@ class Reader:
         self.kept = self._seen = False
         return kept
 
+    def skim(self, payload: memoryview) -> bytes | None:
+        """What `feed` would say of the two usual payloads that pass, at less cost: b"" for a piece of a message, the message for
+        one that begins and ends with it. None: it is neither."""
+        n = len(payload)
+        if self._missing > n and self._seen and not self.kept:
+            self._body += payload
+            self._missing -= n
+            return b""
+        if not self._missing and not self._prefix and n > PREFIX and int.from_bytes(payload[1:PREFIX]) == n - PREFIX:
+            self.kept, self.compressed = False, bool(payload[0])
+            return bytes(payload[PREFIX:])
+        return None
+
     def feed(
         self, payload: memoryview, catches: Callable[[int], bool]
     ) -> Iterator[tuple[memoryview | bytes | None, bytes | None]]:

@@ -12,6 +12,7 @@ import grpc
 from adversary.ledger import Kind, Ledger
 from adversary.relay.addon import Addon, Forward
 from adversary.relay.headers import pick, status_of
+from adversary.relay.messages import expand
 from splitcore.errors import WireError
 from splitcore.frame import Frame, Reply
 from splitcore.telemetry.clock import now_ns
@@ -95,6 +96,7 @@ class Call:
         self._encoding = encoding
         self._reply_headers = b""
         self._flight: dict[str, Passage] = {}
+        self._later: list[tuple[Callable[..., Any], bytes | str, bool]] = []
 
     def encoding(self, answers: bool) -> bytes:
         """By which messages are compressed in this direction."""
@@ -115,7 +117,24 @@ class Call:
             return None
         return Passage(self._books, addon, frame)
 
+    def later(self, what: Callable[..., Any], about: bytes | str, compressed: bool = False) -> None:
+        """Of answers that pass nothing has to be known before they do: what is to be done about them, in its order."""
+        self._later.append((what, about, compressed))
+
+    def settle(self) -> None:
+        """All of that."""
+        while self._later:
+            what, about, compressed = self._later.pop(0)
+            what(about, compressed)
+
+    def passed(self, message: bytes, compressed: bool) -> None:
+        """An answer passed."""
+        passage = self.answer(expand(message, self.encoding(True)) if compressed else message)
+        if passage is not None:
+            passage.done()
+
     def leaves(self, passage: Passage) -> None:
+        self.settle()
         before = self._flight.pop(passage.frame.id, None)
         if before is not None:
             before.lost("the client sent the frame again on the same stream")
@@ -149,14 +168,14 @@ class Call:
                 log.exception("%s: the addon failed at the answer, which passes", passage.frame.id)
         return passage
 
-    def closed(self, block: bytes) -> None:
+    def closed(self, block: bytes, _: bool = False) -> None:
         """The server has ended the call, with this header block."""
         if self._flight:
             code, message = status_of(block)
             name = CODES.get(code or 0, str(code))
             self.ended(f"{name}: {message}" if code else "the stream ended before an answer")
 
-    def ended(self, reason: str) -> None:
+    def ended(self, reason: str, _: bool = False) -> None:
         """No answer will come any more."""
         flight, self._flight = self._flight, {}
         for passage in flight.values():

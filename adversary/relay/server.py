@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from adversary.ledger import Ledger
 from adversary.relay.addon import Addon
-from adversary.relay.frames import MAX_STREAM, NO_ERROR, H2Error, goaway
+from adversary.relay.frames import INTERNAL_ERROR, MAX_STREAM, NO_ERROR, H2Error, goaway
 from adversary.relay.passage import Books
 from adversary.relay.splice import ANSWER, ASK, Splice
 from splitcore.telemetry.spans import Telemetry
@@ -184,12 +184,12 @@ class Pair:
             return
         try:
             self.splice.receive(index, data)
+            self._flush()
         except H2Error as error:
             self._abort(index, error)
         except Exception as error:
             log.exception("the relay failed, which ends a connection")
-            self._abort(index, H2Error(2, repr(error)))
-        self._flush()
+            self._abort(index, H2Error(INTERNAL_ERROR, repr(error)))
 
     def _abort(self, index: int, error: H2Error) -> None:
         log.warning("%s, from the %s: its connection ends", error, "server" if index else "client")
@@ -206,11 +206,13 @@ class Pair:
         if answer.out:
             chunks, answer.out = answer.out, []
             self.client.write(chunks)
+        self.splice.settle()
 
     def lost(self, index: int) -> None:
         """One socket is closed: the other one ends when it has sent what it has."""
         client = index == ASK
         self.splice.close("CANCELLED: the client went away" if client else "UNAVAILABLE: the connection to the server was lost")
+        self.splice.settle()
         if client:
             self._relay.pairs.discard(self)
             if self._silence is not None:

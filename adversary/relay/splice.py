@@ -72,6 +72,7 @@ class Splice:
         self._addon, self._books, self._wake = addon, books, wake
         self._requests = Requests()
         self._cut: dict[int, None] = {}
+        self._unsettled: dict[Call, None] = {}
         self._preface = h2.PREFACE
         self._handlers = {
             h2.HEADERS: self._headers, h2.PUSH_PROMISE: self._headers, h2.CONTINUATION: self._continuation,
@@ -181,6 +182,10 @@ class Splice:
         reader, call = way.reader, stream.call
         assert reader is not None and call is not None
         wanted = call.answering if lane.index == ANSWER else getattr(self._addon(), "holds", True)
+        if not wanted and (message := reader.skim(payload)) is not None:
+            if message:
+                self._tap(lane, stream, message)
+            return None
         same = reader.between or not reader.kept
         pieces: Out = []
         for piece, message in reader.feed(payload, lambda size: wanted and self._catches(stream, size)):
@@ -203,15 +208,14 @@ class Splice:
         return None if same else pieces
 
     def _tap(self, lane: Lane, stream: Stream, message: bytes) -> None:
-        """A message that passes while it is looked at."""
-        plain = self._plain(lane, stream, message)
+        """A message that passes while it is looked at: a frame before it does, since the books come first."""
         call = stream.call
         assert call is not None
         if lane.index == ANSWER:
-            passage = call.answer(plain)
-            if passage is not None:
-                passage.done()
+            reader = stream.ways[ANSWER].reader
+            self._later(call, call.passed, message, reader is not None and reader.compressed)
             return
+        plain = self._plain(lane, stream, message)
         addon = self._addon()
         passage = call.frame_of(plain, addon)
         if passage is None:
@@ -236,6 +240,7 @@ class Splice:
         compressed, size = reader.compressed, len(message)
         plain = self._plain(lane, stream, message)
         asis = b"".join(prefixed(message, compressed))
+        call.settle()
         passage = call.frame_of(plain, self._addon()) if lane.index == ASK else call.answer(plain)
         if passage is None or plain is None:
             self._free(stream, size)
@@ -392,7 +397,7 @@ class Splice:
             return None
         way = stream.ways[lane.index]
         if lane.index == ANSWER and stream.call is not None:
-            stream.call.closed(block)
+            self._later(stream.call, stream.call.closed, block)
         way.ended = True
         if not way.empty:
             if not (context_free(block) and (lane.index == ANSWER or self._requests.free)):
@@ -587,7 +592,7 @@ class Splice:
             self._credit(lane, None, None)
         self._free(stream, stream.reserved)
         if stream.call is not None:
-            stream.call.ended(reason)
+            self._later(stream.call, stream.call.ended, reason)
 
     @staticmethod
     def _forget(stream: Stream, lane: Lane, way: Way) -> None:
@@ -596,6 +601,15 @@ class Splice:
         lane.keeping -= way.keeping
         way.keeping = 0
         way.waiting = bytearray()
+
+    def _later(self, call: Call, what: Callable[..., None], about: bytes | str, compressed: bool = False) -> None:
+        call.later(what, about, compressed)
+        self._unsettled[call] = None
+
+    def settle(self) -> None:
+        """What can be done when the bytes are on their way: the books of answers. Call it after each writing."""
+        while self._unsettled:
+            self._unsettled.popitem()[0].settle()
 
     def close(self, reason: str) -> None:
         """The connection is no more."""
