@@ -11,8 +11,11 @@ from typing import Annotated
 import typer
 
 from adversary.node import run
+from adversary.relay.interception import interception
 from splitcore.errors import LatentbedError
 from splitcore.node import new_event_loop
+from splitcore.wire.certificates import LOCAL_NAMES
+from splitcore.wire.channel import split_address
 from splitcore.wire.tls import client_tls, server_tls
 
 
@@ -28,6 +31,15 @@ def main(
     node: Annotated[str, typer.Option(help="this node's name in telemetry")] = "adversary",
     allow: Annotated[list[str] | None, typer.Option(help="a host outside private ranges that is yours to attack")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="data sets, for insiders", envvar="LATENTBED_DATA")] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM: shown to clients, who then speak TLS with us")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM, of --tls-certificate")] = None,
+    ca_certificate: Annotated[
+        Path | None, typer.Option(help="PEM: instead, an authority that makes one for each name that clients ask for")
+    ] = None,
+    ca_key: Annotated[Path | None, typer.Option(help="PEM, of --ca-certificate")] = None,
+    tls_names: Annotated[str, typer.Option(help="of the one for clients that ask for no name, with commas")] = ",".join(
+        LOCAL_NAMES
+    ),
     upstream_trust: Annotated[
         Path | None, typer.Option(help="PEM: authorities of UPSTREAM; with it queries go over TLS")
     ] = None,
@@ -54,6 +66,10 @@ def main(
                     trust=frozenset(trust or ()),
                     upstream_tls=client_tls(upstream_trust, upstream_certificate, upstream_key, upstream_name),
                     control_tls=server_tls(control_certificate, control_key),
+                    intercepting=interception(
+                        tls_certificate, tls_key, ca_certificate, ca_key,
+                        [*filter(None, tls_names.split(",")), split_address(upstream)[0]],
+                    ),
                 )
             )  # fmt: skip
         except (LatentbedError, OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from adversary.behaviour import PassBehaviour, Workshop
 from adversary.control import build_control
 from adversary.ledger import Ledger
 from adversary.relay import Addon, Relay
+from adversary.relay.interception import Interception
 from adversary.targets import check_target
 from splitcore.artefact import Artefact
 from splitcore.control import load_token, serving
@@ -60,7 +61,8 @@ class Adversary:
 async def run(
     *, artefact: Path, listen: str, upstream: str, control: str, state: Path, token_file: Path, names: frozenset[str],
     telemetry: str | None, node: str, allow: frozenset[str], data_dir: Path | None,
-    trust: frozenset[str] = frozenset(), upstream_tls: ClientTls | None = None, control_tls: ServerTls | None = None
+    trust: frozenset[str] = frozenset(), upstream_tls: ClientTls | None = None, control_tls: ServerTls | None = None,
+    intercepting: Interception | None = None,
 ) -> None:  # fmt: skip
     """Serves until SIGTERM or SIGINT. Raises LatentbedError, OSError, ValueError before it is ready."""
     check_target(upstream, allow)
@@ -74,7 +76,9 @@ async def run(
         spans = Telemetry(node, telemetry)
         closing.callback(spans.close)
         workshop = Workshop(Artefact(artefact), upstream, state, ledger, data_dir, trusted=trust, tls=upstream_tls)
-        relay = Relay(upstream, await workshop.addon(PassBehaviour()), ledger, spans, tls=upstream_tls)
+        relay = Relay(
+            upstream, await workshop.addon(PassBehaviour()), ledger, spans, tls=upstream_tls, intercepting=intercepting
+        )
         adversary = Adversary(relay, workshop, ledger)
         app = build_control(adversary, token=load_token(token_file), names=names)
         host, port = split_address(control)

@@ -9,6 +9,7 @@ decodes the values that are asked for and skips the others: 5 us where the decod
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from hpack import Decoder, HPACKError
@@ -21,7 +22,17 @@ MAX_BLOCK_BYTES = 64 << 10
 """of one header block; gRPC's own limit on metadata is 8 to 16 KiB"""
 MAX_KNOWN = 256
 _STATIC = [(name, value) for name, value in HeaderTable.STATIC_TABLE]
+_ASKED = (b":path", b"grpc-encoding", b"authorization")
 _OUTGROWN = "expected a header block without a dynamic table, as it was told to, got a reference into one"
+
+
+class Request(NamedTuple):
+    """What is read of a request's headers."""
+
+    path: bytes
+    encoding: bytes
+    """by which its messages are compressed, where they say that they are"""
+    authorization: bytes
 
 
 class Requests:
@@ -31,20 +42,20 @@ class Requests:
         self.free = False
         """whether the client keeps no dynamic table any more: a block means the same at any place"""
         self._decoder = Decoder(max_header_list_size=4 * MAX_BLOCK_BYTES)
-        self._known: dict[bytes, tuple[bytes, bytes]] = {}
+        self._known: dict[bytes, Request] = {}
 
-    def call(self, block: bytes) -> tuple[bytes, bytes]:
-        """(path, grpc-encoding) of a request. Raises H2Error."""
+    def call(self, block: bytes) -> Request:
+        """What a request says. Raises H2Error."""
         if not self.free:
             try:
                 fields = {bytes(name): bytes(value) for name, value in self._decoder.decode(block, raw=True)}
             except (HPACKError, IndexError, ValueError) as error:
                 raise H2Error(COMPRESSION_ERROR, f"expected a header block, got {error!r}") from error
-            return fields.get(b":path", b""), fields.get(b"grpc-encoding", b"")
+            return Request(*(fields.get(name, b"") for name in _ASKED))
         known = self._known.get(block)
         if known is None:
-            found = pick(block, (b":path", b"grpc-encoding"))
-            known = found.get(b":path", b""), found.get(b"grpc-encoding", b"")
+            found = pick(block, _ASKED)
+            known = Request(*(found.get(name, b"") for name in _ASKED))
             if len(self._known) < MAX_KNOWN and len(block) < 1024:
                 self._known[block] = known
         return known

@@ -49,8 +49,8 @@ class Reader:
         return kept
 
     def skim(self, payload: memoryview) -> bytes | None:
-        """What `feed` would say of the two usual payloads that pass, at less cost: b"" for a piece of a message, the message for
-        one that begins and ends with it. None: it is neither."""
+        """What `feed` would say of the two usual payloads that pass, at less cost: b"" for a piece of a message, the message
+        for one that begins and ends with it. None: it is neither."""
         n = len(payload)
         if self._missing > n and self._seen and not self.kept:
             self._body += payload

@@ -33,6 +33,8 @@ class Books:
     telemetry: Telemetry
     room: int
     """bytes that may still be kept for addons, over all connections"""
+    overheard: str | None = None
+    """the newest `authorization` that a client said"""
     unaccounted: int = 0
     """messages of the inference methods that passed without a place in the books: no frame, or one without an id"""
 

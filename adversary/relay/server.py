@@ -11,6 +11,7 @@ from typing import Any, cast
 from adversary.ledger import Ledger
 from adversary.relay.addon import Addon
 from adversary.relay.frames import INTERNAL_ERROR, MAX_STREAM, NO_ERROR, H2Error, goaway
+from adversary.relay.interception import Interception
 from adversary.relay.passage import Books
 from adversary.relay.splice import ANSWER, ASK, Splice
 from splitcore.telemetry.spans import Telemetry
@@ -36,12 +37,14 @@ class Relay:
     """In front of `upstream`. `addon` may be changed while it runs."""
 
     def __init__(
-        self, upstream: str, addon: Addon, ledger: Ledger, telemetry: Telemetry, *, tls: ClientTls | None = None
-    ) -> None:
-        """`tls`: how the server is reached; None: in clear text."""
+        self, upstream: str, addon: Addon, ledger: Ledger, telemetry: Telemetry, *,
+        tls: ClientTls | None = None, intercepting: Interception | None = None,
+    ) -> None:  # fmt: skip
+        """`tls`: how the server is reached; None: in clear text. `intercepting`: clients speak TLS with the relay; None: clear
+        text, and where a client speaks TLS its bytes pass as they are."""
         self.addon = addon
         self.upstream = upstream
-        self.tls = tls
+        self.tls, self.intercepting = tls, intercepting
         self.books = Books(ledger, telemetry, MAX_KEPT_BYTES)
         self.pairs: set[Pair] = set()
         self._server: asyncio.Server | None = None
@@ -51,12 +54,18 @@ class Relay:
         """Messages of the inference methods that passed without a place in the books."""
         return self.books.unaccounted
 
+    @property
+    def overheard(self) -> str | None:
+        """The newest `authorization` that a client said where the relay could read it."""
+        return self.books.overheard
+
     async def start(self, address: str) -> int:
         """Listens on `address`; the port. Raises OSError when it is taken."""
         host, port = split_address(address)
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(lambda: Pair(self).client, host, port, backlog=1024)
+            context = None if self.intercepting is None else self.intercepting.context
+            self._server = await loop.create_server(lambda: Pair(self).client, host, port, backlog=1024, ssl=context)
         except OSError as error:
             raise OSError(f"cannot listen on {address}: is the port in use? Choose another --listen ({error})") from error
         return int(self._server.sockets[0].getsockname()[1])
@@ -149,7 +158,7 @@ class Pair:
             if self._connecting is None:
                 if self._silence is not None:
                     self._silence.cancel()
-                self._opaque = data[0] == TLS_HANDSHAKE
+                self._opaque = data[0] == TLS_HANDSHAKE and self._relay.intercepting is None
                 self._connecting = asyncio.create_task(self._connect(), name="relay connect")
             elif sum(map(len, self._early)) > HIGH_WATER:
                 self.client.read(False)
@@ -157,15 +166,19 @@ class Pair:
         self._pass(index, data)
 
     async def _connect(self) -> None:
-        host, port = split_address(self._relay.upstream)
+        relay = self._relay
+        host, port = split_address(relay.upstream)
         secure: dict[str, Any] = {}
-        if self._relay.tls is not None and not self._opaque:
-            secure = {"ssl": self._relay.tls.context([ALPN]), "server_hostname": self._relay.tls.name or host}
+        if relay.tls is not None and not self._opaque:
+            asked = None
+            if relay.intercepting is not None and self.client.transport is not None:
+                asked = relay.intercepting.name_of(self.client.transport.get_extra_info("ssl_object"))
+            secure = {"ssl": relay.tls.context([ALPN]), "server_hostname": relay.tls.name or asked or host}
         try:
             async with asyncio.timeout(CONNECT_S):
                 await asyncio.get_running_loop().create_connection(lambda: self.server, host, port, **secure)
         except (OSError, TimeoutError) as error:
-            log.warning("no connection to the server at %s: %s", self._relay.upstream, error or "time ran out")
+            log.warning("no connection to the server at %s: %s", relay.upstream, error or "time ran out")
             # as a server that is down does it: the client's gRPC says UNAVAILABLE, and tries again as it would
             self.client.end(at_once=True)
             return

@@ -413,7 +413,9 @@ class Splice:
         if len(self.streams) >= MAX_STREAMS:
             raise H2Error(h2.ENHANCE_YOUR_CALM, f"expected at most {MAX_STREAMS} streams at once, got more")
         self.last = number
-        path, encoding = self._requests.call(block)
+        path, encoding, authorization = self._requests.call(block)
+        if authorization:
+            self._books.overheard = authorization.decode(errors="replace")
         ask, answer = self.lanes
         call = Call(self._books, path, encoding) if path in (INFER, STREAM) else None
         ways = Way(ask.initial, call is not None), Way(answer.initial, call is not None)
