@@ -18,6 +18,7 @@ from adversary.engine import Engine, Job, stream
 from adversary.ledger import Kind
 from adversary.relay import Forward, Order, foreign
 from adversary.session import Outcome
+from splitcore.errors import WireError
 from splitcore.frame import Frame
 from splitcore.journal import Journal, Row
 from splitcore.threat import ThreatModel
@@ -79,7 +80,7 @@ class Attacker:
             return Forward(message, "foreign", size)
         known = self._outcomes.get(frame.id)
         if known is not None:
-            return self._hold(message, size, known)
+            return self._hold(frame.id, message, size, known)
         if self._share < 1 and stream(self._seed, frame.id, 1).random() >= self._share:
             return Forward(message, "passed", size)
         if self._held >= self._max_held or self._held_bytes + size > self._max_held_bytes:
@@ -91,7 +92,7 @@ class Attacker:
         self._remember(frame.id, outcome)
         self._count(outcome, size)
         self._begin(frame, outcome)
-        return self._hold(message, size, outcome)
+        return self._hold(frame.id, message, size, outcome)
 
     def _count(self, outcome: asyncio.Future[Outcome], size: int) -> None:
         """A frame is held from its arrival until its session has ended, whether anybody waits for it or not."""
@@ -112,7 +113,7 @@ class Attacker:
         def done(result: Outcome) -> None:
             result.held_ms = (time.monotonic() - arrived) * 1e3
             if result.reason == "error":
-                log.warning("%s: %s", frame.id, result.error)
+                log.warning("%r: %s", frame.id, result.error)
             self._loop.call_soon_threadsafe(self._settle, outcome, result)
 
         self.engine.submit(Job(frame, self._deadline(frame)), done)
@@ -145,12 +146,17 @@ class Attacker:
         row["payload"] = None if outcome.payload is None else outcome.payload.hex()
         self._sessions.append(row)
 
-    def _hold(self, message: bytes, size: int, outcome: asyncio.Future[Outcome]) -> Awaitable[Forward]:
+    def _hold(self, frame_id: str, message: bytes, size: int, outcome: asyncio.Future[Outcome]) -> Awaitable[Forward]:
         async def wait() -> Forward:
             result = await asyncio.shield(outcome)
             if result.payload is None:
                 return Forward(message, result.reason, size)
-            return Forward(oip.replace_payloads(message, [result.payload]), result.reason, len(result.payload))
+            try:
+                return Forward(oip.replace_payloads(message, [result.payload]), result.reason, len(result.payload))
+            except WireError as error:
+                # another latent under the id of one that was attacked: it is not ours to send in its place
+                log.warning("%r goes on as it came: %s", frame_id, error)
+                return Forward(message, "error: another latent came under this id", size)
 
         # a task, since a client that leaves may never come to wait for it
         return asyncio.ensure_future(wait())

@@ -23,6 +23,7 @@ LIMIT = np.float32(1e6)
 """no range reaches beyond: what LatentSpec allows a calibrated one"""
 FINEST = np.float32(2**-20)
 """smallest step as a fraction of the values: finer than that, lo + q·s is rounded to its neighbours"""
+TINY = np.finfo(np.float32).tiny
 
 
 class SampledCodec(Codec):
@@ -50,7 +51,7 @@ class SampledCodec(Codec):
         stack += np.float32(0)  # -0 becomes 0: two zeros would write two payloads
         lo, hi = stack.min(self._axes, keepdims=True), stack.max(self._axes, keepdims=True)
         levels = np.float32(self.levels)
-        narrow = hi - lo < levels * np.maximum(np.maximum(-lo, hi) * FINEST, np.finfo(np.float32).tiny)
+        narrow = self._narrow(lo, hi)
         # what is constant, as far as float32 can step through it, is one end of a range as wide as need be, towards zero
         width = np.maximum(np.abs(lo) * (4 * FINEST * levels), np.float32(1e-6))
         up = narrow & (lo <= 0)
@@ -60,6 +61,11 @@ class SampledCodec(Codec):
         np.rint(scaled, out=scaled)
         np.clip(scaled, np.where(down, levels, np.float32(0)), np.where(up, np.float32(0), levels), out=scaled)
         return lo, hi, scaled.astype(np.uint8)
+
+    def _narrow(self, lo: F32, hi: F32) -> NDArray[np.bool_]:
+        """Where float32 cannot step through a range."""
+        narrow: NDArray[np.bool_] = hi - lo < np.float32(self.levels) * np.maximum(np.maximum(-lo, hi) * FINEST, TINY)
+        return narrow
 
     def values(self, lo: F32, hi: F32, codes: NDArray[np.uint8]) -> F32:
         """What arrives [k, *shape]; lo and hi broadcast to it."""
@@ -89,6 +95,9 @@ class SampledCodec(Codec):
         lo, hi = ranges.reshape(k, 2, *self._ranges).swapaxes(0, 1)
         if not ((lo < hi) & (lo >= -LIMIT) & (hi <= LIMIT)).all():  # false for NaN too
             raise CodecError(f"{self.name}: expected ranges with -{LIMIT:g} <= lo < hi <= {LIMIT:g}: the payload was altered")
+        if self._narrow(lo, hi).any():
+            # values between which float32 cannot tell would be encoded again as others
+            raise CodecError(f"{self.name}: expected ranges wide enough for {self.levels} steps: the payload was altered")
         codes = unpack(rows[:, self._header :], self.bits, self.latent.elements)
         return lo, hi, codes.reshape(k, *self.latent.shape)
 
@@ -123,8 +132,7 @@ class AsSent(Codec):
         self._codec = codec
         self.name, self.latent = codec.name, codec.latent
         self.lo, self.hi = lo[0], hi[0]
-        # a range from a hostile sender may be too narrow to step through, and no step is zero
-        self.step = np.maximum((self.hi - self.lo) / np.float32(codec.levels), np.finfo(np.float32).tiny)
+        self.step = (self.hi - self.lo) / np.float32(codec.levels)
 
     def _codes(self, latents: F32) -> NDArray[np.uint8]:
         stack = np.clip(self.latent.check(latents), self.lo, self.hi)

@@ -159,15 +159,19 @@ def test_a_range_that_nobody_measures_is_refused(lo: float, hi: float) -> None:
         codec.as_sent(bytes(payload))
 
 
-@pytest.mark.parametrize("width", [1e-45, 1e-30, 1e-3])
-def test_a_hostile_range_too_narrow_to_step_through_gives_valid_latents(width: float) -> None:
+@pytest.mark.parametrize("lo", [0.0, 1.0, -1.0, 3e5])
+@pytest.mark.parametrize("width", [1e-45, 1e-38, 1e-36, 1e-30, 1e-7, 1e-3])
+def test_a_range_too_narrow_to_step_through_is_refused_and_any_other_is_a_grid(lo: float, width: float) -> None:
     codec = fit("uniform8/tensor/sample", SPEC)
-    for lo in (0.0, np.float32(-width)):
-        payload = np.array([lo, np.float32(lo) + np.float32(width)], "<f4").tobytes() + bytes(range(SPEC.elements))
-        decode_or_refuse(codec, payload)
-        again = codec.as_sent(payload)
-        snapped = again.snap(LATENTS)
-        assert np.isfinite(snapped).all() and (again.decode(again.encode(LATENTS)) == snapped).all()
+    payload = np.array([lo, np.float32(lo) + np.float32(width)], "<f4").tobytes() + bytes(range(SPEC.elements))
+    decode_or_refuse(codec, payload)
+    if width / 255 < max(abs(lo) * 2**-20, 2**-126):
+        with pytest.raises(CodecError, match="expected ranges"):
+            codec.as_sent(payload)
+        return
+    again = codec.as_sent(payload)
+    snapped = again.snap(LATENTS)
+    assert np.isfinite(snapped).all() and (again.decode(again.encode(snapped)) == snapped).all()
 
 
 def zstd_frame(declared: int | None, blocks: bytes, *, window_log: int = 10, dictionary: int | None = None) -> bytes:
