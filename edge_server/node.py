@@ -12,7 +12,6 @@ import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
@@ -37,7 +36,8 @@ from splitcore.node import begin, joined, keep_memory, on_end, tell_ready
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import oip
-from splitcore.wire.channel import MAX_CALLS, add_port, server_options, split_address
+from splitcore.wire.channel import MAX_SERVER_CALLS, add_port, server_options, split_address
+from splitcore.wire.server import aio_server
 from splitcore.wire.tls import ServerTls
 
 LOG_FILE = "server.jsonl"
@@ -132,7 +132,7 @@ class EdgeServer:
         host, port = split_address(config.control)
         self.control = joined(host, await rim.enter_async_context(serving(app, host, port, tls=config.control_tls)))
         await self._set_health(NOT_SERVING)
-        self._server = grpc.aio.server(options=server_options(), maximum_concurrent_rpcs=MAX_CALLS)
+        self._server = aio_server(server_options(), max_calls=MAX_SERVER_CALLS)
         self._server.add_generic_rpc_handlers((self.service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         add_reflection(self._server)

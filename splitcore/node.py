@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -20,9 +21,23 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def begin(state: Path) -> None:
-    """The state folder is there, and does not say `ready` for an earlier process."""
+    """The state folder is there, and does not say `ready` for an earlier process; the process may open what it needs."""
     state.mkdir(parents=True, exist_ok=True)
     (state / READY_FILE).unlink(missing_ok=True)
+    # gRPC's core writes at INFO what peers say, byte for byte: a terminal's control sequences, and a disk's worth of them
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    _open_files()
+
+
+def _open_files() -> None:
+    """As many descriptors as the system lets this process have: a crowd of connections must not keep its journals closed."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems have a lower limit than they say
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def keep_memory() -> None:

@@ -49,6 +49,14 @@ def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
         ("grpc.so_reuseport", 0),
         # more calls of one connection wait at the client: what they carry is in memory before any queue can refuse it
         ("grpc.max_concurrent_streams", MAX_CALLS),
+        ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+        # who connects and says nothing has no place here; grpcio gives them two minutes
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        # a connection without a call goes after a while, and a client with one to make opens another
+        ("grpc.max_connection_idle_ms", 600_000),
+        # a phone that went away without a word is noticed in a minute, not in grpcio's two hours
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
     ]
 
 

@@ -82,7 +82,7 @@ def mutated_frames(frames: Sequence[bytes], rng: random.Random, keep: int = 1) -
             case 2:
                 piece[5:9] = struct.pack(">I", rng.choice((0, 1, 2, 3, 5, 2**31 - 1, 2**31 + 1, rng.randrange(2**32))))
             case 3:
-                piece[0:3] = rng.randbytes(3) if rng.random() < 0.5 else struct.pack(">I", len(piece) - 9 + rng.choice((-1, 1, 9)))[1:]
+                piece[0:3] = rng.randbytes(3) if rng.random() < 0.5 else (max(len(piece) - 9, 1) + rng.choice((-1, 1, 9))).to_bytes(3, "big")
             case 4 if len(piece) > 9:
                 piece[rng.randrange(9, len(piece))] ^= 1 << rng.randrange(8)
             case 5:
