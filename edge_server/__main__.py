@@ -15,6 +15,7 @@ from edge_server.node import EdgeConfig, serve
 from edge_server.queue import BatchSettings
 from splitcore.errors import LatentbedError
 from splitcore.node import new_event_loop
+from splitcore.wire.sealing import load_key
 from splitcore.wire.tls import server_tls
 
 
@@ -61,6 +62,13 @@ def main(
     client_trust: Annotated[
         Path | None, typer.Option(help="PEM: authorities of clients, who must show a certificate of theirs then (mTLS)")
     ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="YAML or JSON: who may ask what, by bearer token; none: everybody who gets through")
+    ] = None,
+    seal_key_file: Annotated[
+        Path | None, typer.Option(help="key of sealed frames, as `latentbed seal-key` makes it; else LATENTBED_SEAL_KEY")
+    ] = None,
+    require_seal: Annotated[bool, typer.Option("--require-seal", help="refuse frames that are not sealed")] = False,
     control_certificate: Annotated[Path | None, typer.Option(help="PEM; with it the control plane speaks TLS alone")] = None,
     control_key: Annotated[Path | None, typer.Option(help="PEM, of --control-certificate")] = None,
     grace_s: Annotated[float, typer.Option(min=0, help="seconds that clients have to half-close at the end")] = 3.0,
@@ -84,6 +92,9 @@ def main(
             threads=threads,
             labels_only=outputs is Outputs.LABEL,
             tls=server_tls(tls_certificate, tls_key, client_trust),
+            tokens=tokens,
+            seal_key=load_key(seal_key_file),
+            require_seal=require_seal,
             control_tls=server_tls(control_certificate, control_key),
             trust=tuple(trust or ()),
             batching=BatchSettings(

@@ -15,6 +15,7 @@ from pathlib import Path
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
+from edge_server.access import Access, Interceptor, load_tokens
 from edge_server.admission import Admission
 from edge_server.batch import BatchComputer
 from edge_server.batcher import Batcher
@@ -27,11 +28,12 @@ from edge_server.onnx_tail import OnnxTail
 from edge_server.queue import BatchSettings
 from edge_server.reflection import add_reflection
 from edge_server.repository import Repository, Shelf, VersionPolicy
+from edge_server.seals import Seals
 from edge_server.service import InferenceService
 from edge_server.tail import Tail, default_threads
 from splitcore.artefact import Artefact
 from splitcore.control import load_token, serving
-from splitcore.errors import ArtefactError
+from splitcore.errors import ArtefactError, SecurityError
 from splitcore.node import begin, joined, keep_memory, on_end, tell_ready
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
@@ -70,6 +72,11 @@ class EdgeConfig:
     tls: ServerTls | None = None
     """of the data plane; None: clear text"""
     control_tls: ServerTls | None = None
+    tokens: Path | None = None
+    """who may ask what; None: everybody"""
+    seal_key: bytes | None = field(default=None, repr=False)
+    """of sealed frames; None: nothing is sealed"""
+    require_seal: bool = False
     trust: tuple[str, ...] = ()
     """modules or files whose code may build an artefact's tail"""
     batching: BatchSettings = field(default_factory=BatchSettings)
@@ -116,8 +123,17 @@ class EdgeServer:
         repository = Repository(shelf, models, self.batcher, self._model, self._changed)
         rim.push_async_callback(repository.close)
         describe = Describe(models, config.batching, policy, labels_only=config.labels_only)
+        access = Access(None if config.tokens is None else load_tokens(config.tokens))
         self.service = InferenceService(
-            models, self.batcher, self.metrics, telemetry, describe=describe, repository=repository, token=token
+            models,
+            self.batcher,
+            self.metrics,
+            telemetry,
+            describe=describe,
+            repository=repository,
+            token=token,
+            access=access,
+            seals=_seals(config),
         )
         app = edge_app(
             service=self.service,
@@ -132,7 +148,11 @@ class EdgeServer:
         host, port = split_address(config.control)
         self.control = joined(host, await rim.enter_async_context(serving(app, host, port, tls=config.control_tls)))
         await self._set_health(NOT_SERVING)
-        self._server = aio_server(server_options(), max_calls=MAX_SERVER_CALLS)
+        self._server = aio_server(
+            server_options(),
+            max_calls=MAX_SERVER_CALLS,
+            interceptors=[] if config.tokens is None else [Interceptor(access)],
+        )
         self._server.add_generic_rpc_handlers((self.service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         add_reflection(self._server)
@@ -209,6 +229,15 @@ class EdgeServer:
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", oip.SERVICE, *{name for name, _ in self._models.states}):
             await self._health.set(name, status)
+
+
+def _seals(config: EdgeConfig) -> Seals | None:
+    """Raises SecurityError."""
+    if config.seal_key is None:
+        if config.require_seal:
+            raise SecurityError("expected a key to require sealed frames: give --seal-key-file, or LATENTBED_SEAL_KEY")
+        return None
+    return Seals(config.seal_key, required=config.require_seal)
 
 
 async def serve(config: EdgeConfig) -> None:

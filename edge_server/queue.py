@@ -47,6 +47,8 @@ class Caller(Protocol):
 
     gone: bool
     """set when the call has ended: nobody will read the answer"""
+    identity: str
+    """who asks: a token's name, a certificate's, or a connection; fairness goes by it"""
 
     def answer(self, job: Job, outcome: Outcome) -> None:
         """Called on the event loop, once a job."""

@@ -9,7 +9,8 @@ import grpc
 from splitcore.errors import LatentbedError
 
 Reason = Literal[
-    "INVALID", "HANDSHAKE", "REJECTED_FULL", "REJECTED_DEADLINE", "REJECTED_DRAINING", "CANCELED", "BACKEND"
+    "INVALID", "HANDSHAKE", "UNAUTHENTICATED", "FORBIDDEN", "REJECTED_RATE", "REJECTED_FULL", "REJECTED_DEADLINE",
+    "REJECTED_DRAINING", "CANCELED", "BACKEND"
 ]  # fmt: skip
 """the label `reason` of nv_inference_request_failure; CANCELED and BACKEND are Triton's own"""
 
@@ -17,11 +18,18 @@ Reason = Literal[
 class Refused(LatentbedError):  # noqa: N818 - an answer, not a fault
     """A request that is not computed, or whose computation failed. A unary call ends with `code`; a stream says it in-band."""
 
-    def __init__(self, code: grpc.StatusCode, reason: Reason, text: str) -> None:
+    def __init__(self, code: grpc.StatusCode, reason: Reason, text: str, *, retry_ms: int | None = None) -> None:
         super().__init__(text)
         self.code = code
         self.reason = reason
         self.text = text
+        self.retry_ms = retry_ms
+        """when it may be asked again; None: not known"""
+
+    @property
+    def trailers(self) -> tuple[tuple[str, str], ...]:
+        """Of a unary call that ends with it: gRPC's own retries wait as long."""
+        return () if self.retry_ms is None else (("grpc-retry-pushback-ms", str(self.retry_ms)),)
 
     @property
     def in_band(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from edge_server.access import Access, Who
 from edge_server.batcher import Batcher
 from edge_server.describe import Describe
 from edge_server.metrics import Metrics
@@ -23,6 +24,7 @@ from edge_server.models import Holder, Models
 from edge_server.queue import Job, Outcome
 from edge_server.refusal import Refused, draining, invalid
 from edge_server.repository import Repository
+from edge_server.seals import NotOpened, Seals, unauthenticated
 from edge_server.stream import Stream
 from splitcore.errors import WireError
 from splitcore.frame import Reply
@@ -41,8 +43,9 @@ Answer: TypeAlias = Callable[[Asked, Holder, Context], Awaitable[Mapping[str, An
 class Unary:
     """Who waits for the answer of one ModelInfer."""
 
-    def __init__(self) -> None:
+    def __init__(self, identity: str = "") -> None:
         self.gone = False
+        self.identity = identity
         self.future: asyncio.Future[tuple[Job, Outcome]] = asyncio.get_running_loop().create_future()
 
     def answer(self, job: Job, outcome: Outcome) -> None:
@@ -63,14 +66,19 @@ class InferenceService:
         describe: Describe,
         repository: Repository,
         token: str,
+        access: Access | None = None,
+        seals: Seals | None = None,
     ) -> None:
-        """`token`: what changes want, as on the control plane."""
+        """`token`: what changes want, as on the control plane. `access`: who may ask what; None: everybody everything.
+        `seals`: None where frames come as they are."""
         self.models, self.describe, self.repository = models, describe, repository
         self.ready = False
         self.draining = False
         self._batcher, self._metrics, self._telemetry = batcher, metrics, telemetry
         self._streams: set[Stream] = set()
         self._bearer = f"Bearer {token}".encode()
+        self.access = access or Access()
+        self._seals = seals
 
     def handler(self) -> grpc.GenericRpcHandler:
         """All methods under the protocol's public path; no serialisers: messages stay bytes."""
@@ -105,21 +113,41 @@ class InferenceService:
     async def model_infer(self, message: bytes, context: Context) -> bytes:
         received_ns = now_ns()
         await context.send_initial_metadata(self.models.handshakes)
-        holder = Holder(self.models, context.invocation_metadata())
-        job, outcome = await self.infer(message, holder, received_ns, context.time_remaining())
+        holder, who = Holder(self.models, context.invocation_metadata()), self.access.of(context)
+        pack: Callable[[Reply], bytes] = oip.pack_reply
+        job: Job | None
+        outcome: Outcome
+        try:
+            if self._seals is not None:
+                if (hello := self._seals.greet(message)) is not None:
+                    return hello
+                message, pack = self._seals.open(message)
+            job, outcome = await self._infer(message, holder, who, received_ns, context.time_remaining())
+        except NotOpened as error:
+            job, (_, outcome) = None, self._not_opened(error)
         if isinstance(outcome, Refused):
-            await context.abort(outcome.code, outcome.text)
+            await context.abort(outcome.code, outcome.text, outcome.trailers)
         assert isinstance(outcome, Reply) and job is not None
-        reply = oip.pack_reply(outcome)
+        reply = pack(outcome)
         self.replied(job)
         return reply
 
     async def infer(
-        self, message: bytes, holder: Holder, received_ns: int, remaining_s: float | None = None
+        self, message: bytes, holder: Holder, received_ns: int, remaining_s: float | None = None, *, who: Who | None = None
     ) -> tuple[Job | None, Outcome]:
-        """One request and its answer; no job where it never was in the queue. Who gives up cancels."""
-        caller = Unary()
-        refusal = self._submit(message, caller, received_ns, holder, remaining_s)
+        """One request that is not sealed, and its answer; no job where it never was in the queue. Who gives up cancels.
+
+        `who`: who asks; None: somebody who said nothing of himself.
+        """
+        if self._seals is not None and self._seals.required:
+            return None, self._not_opened(NotOpened(*unauthenticated()))[1]
+        return await self._infer(message, holder, who or self.access.bearer(None), received_ns, remaining_s)
+
+    async def _infer(
+        self, message: bytes, holder: Holder, who: Who, received_ns: int, remaining_s: float | None
+    ) -> tuple[Job | None, Outcome]:
+        caller = Unary(who.identity)
+        refusal = self._submit(message, caller, received_ns, holder, who, remaining_s)
         if refusal is not None:
             return None, refusal[1]
         try:
@@ -131,12 +159,23 @@ class InferenceService:
     async def model_stream_infer(self, requests: object, context: Context) -> None:
         await context.send_initial_metadata(self.models.handshakes)
         metadata = context.invocation_metadata()
-        holder = Holder(self.models, metadata)
+        holder, who = Holder(self.models, metadata), self.access.of(context)
         by_status = any(key == STATUS_ERRORS and value == "true" for key, value in metadata or ())
-        stream = Stream(context, self.replied, by_status=by_status)
+        seal = None if self._seals is None else self._seals.stream()
+        pack = oip.pack_stream_reply if seal is None else seal.pack
+        stream = Stream(context, self.replied, pack=pack, identity=who.identity, by_status=by_status)
 
         def take(message: bytes) -> None:
-            refusal = self._submit(message, stream, now_ns(), holder, None)
+            received_ns = now_ns()
+            try:
+                if seal is not None:
+                    if (hello := seal.greet(message)) is not None:
+                        stream.say(hello)
+                        return
+                    message = seal.open(message)
+                refusal = self._submit(message, stream, received_ns, holder, who, None)
+            except NotOpened as error:
+                refusal = self._not_opened(error)
             if refusal is None:
                 stream.submitted()
             else:
@@ -176,18 +215,26 @@ class InferenceService:
                 replied=now_ns(),
             )
 
+    def _not_opened(self, error: NotOpened) -> tuple[str, Refused]:
+        self.models.counts("", "").refused(error.refusal.reason)
+        return error.frame_id, error.refusal
+
     def _submit(
-        self, message: bytes, caller: Unary | Stream, received_ns: int, holder: Holder, remaining_s: float | None
+        self, message: bytes, caller: Unary | Stream, received_ns: int, holder: Holder, who: Who, remaining_s: float | None
     ) -> tuple[str, Refused] | None:
         """None when the request is in the queue, else (its id, why not)."""
         frame_id = model = version = ""
         try:
             frame = oip.unpack_request(message)
             frame_id, model, version = frame.id, frame.model, frame.version
+            who.check("infer")
             if self.draining:
                 holder.check()
                 raise draining()
-            job = holder.find(model, version).admission.job(frame, caller, received_ns)
+            model_asked = holder.find(model, version)
+            who.check("infer", model_asked.name)
+            job = model_asked.admission.job(frame, caller, received_ns)
+            who.spend(frame.rows)
             if remaining_s is not None:
                 until_ns = received_ns + int(remaining_s * 1e9)
                 job.deadline_ns = until_ns if job.deadline_ns is None else min(until_ns, job.deadline_ns)
@@ -275,6 +322,9 @@ class InferenceService:
             said = value if isinstance(value, bytes) else value.encode()
             if key == "authorization" and hmac.compare_digest(said, self._bearer):
                 return
+        if self.access.needed:
+            self.access.of(context).check("repository")
+            return
         raise Refused(
             grpc.StatusCode.UNAUTHENTICATED,
             "INVALID",

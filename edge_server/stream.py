@@ -29,16 +29,24 @@ class Stream:
     """Who waits for the answers of one stream."""
 
     def __init__(
-        self, context: grpc.aio.ServicerContext, on_replied: Callable[[Job], None], *, by_status: bool = False
+        self,
+        context: grpc.aio.ServicerContext,
+        on_replied: Callable[[Job], None],
+        *,
+        pack: Callable[[Reply], bytes] = oip.pack_stream_reply,
+        identity: str = "",
+        by_status: bool = False,
     ) -> None:
-        """`by_status`: the first error ends the stream, and is its status."""
+        """`pack`: how an answer is written. `identity`: who asks. `by_status`: the first error ends the stream, and is its
+        status."""
         self.gone = False
+        self.identity = identity
         self.failure: Refused | None = None
         """what the stream is to end with, once `run` has returned"""
         self._by_status = by_status
-        self._context, self._on_replied = context, on_replied
-        self._outbox: deque[tuple[Job | None, Reply | None]] = deque()
-        """None in the place of an answer: the writer ends there"""
+        self._context, self._on_replied, self._pack = context, on_replied, pack
+        self._outbox: deque[tuple[Job | None, Reply | bytes | None]] = deque()
+        """None in the place of an answer: the writer ends there; bytes: an answer to no frame"""
         self._pending = 0
         """frames in the batcher, and answers that are not on the wire yet"""
         self._ended = False
@@ -108,6 +116,12 @@ class Stream:
             self._failed.set()
             self._wake.set()
 
+    def say(self, message: bytes) -> None:
+        """An answer to no frame, as it is."""
+        self._pending += 1
+        self._outbox.append((None, message))
+        self._wake.set()
+
     async def written(self) -> None:
         """Returns when nothing is owed, or when nobody is there any more."""
         while self._pending and not self.gone:
@@ -125,7 +139,7 @@ class Stream:
                 job, reply = outbox.popleft()
                 if reply is None:
                     break
-                await write(oip.pack_stream_reply(reply))
+                await write(reply if isinstance(reply, bytes) else self._pack(reply))
                 self._pending -= 1
                 self._moved.set()
                 if job is not None:

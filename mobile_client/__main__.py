@@ -24,8 +24,9 @@ from splitcore import codec as codecs
 from splitcore.artefact import FLOAT32, HEADS
 from splitcore.artefact import Artefact as Opened
 from splitcore.data import DATASETS
-from splitcore.errors import LatentbedError
+from splitcore.errors import LatentbedError, SecurityError
 from splitcore.node import new_event_loop
+from splitcore.wire.sealing import load_key
 from splitcore.wire.tls import client_tls, server_tls
 
 app = typer.Typer(add_completion=False, invoke_without_command=True, pretty_exceptions_enable=False)
@@ -49,6 +50,10 @@ TlsTrust = Annotated[Path | None, typer.Option(help="PEM: authorities of the ser
 TlsCertificate = Annotated[Path | None, typer.Option(help="PEM: the phone's own, for a server that wants one (mTLS)")]
 TlsKey = Annotated[Path | None, typer.Option(help="PEM, of --tls-certificate")]
 TlsName = Annotated[str | None, typer.Option(help="the name in the server's certificate; default: the host of --target")]
+AccessToken = Annotated[Path | None, typer.Option(help="the phone's token at a server that knows its clients by tokens")]
+SealKey = Annotated[
+    Path | None, typer.Option(help="key of sealed frames, as `latentbed seal-key` makes it; else LATENTBED_SEAL_KEY")
+]
 Patience = Annotated[float, typer.Option(min=0, help="seconds of trying again before a pass fails")]
 
 
@@ -72,6 +77,8 @@ def main(
     tls_certificate: TlsCertificate = None,
     tls_key: TlsKey = None,
     tls_name: TlsName = None,
+    access_token_file: AccessToken = None,
+    seal_key_file: SealKey = None,
     control_certificate: Annotated[Path | None, typer.Option(help="PEM; with it the control API speaks TLS alone")] = None,
     control_key: Annotated[Path | None, typer.Option(help="PEM, of --control-certificate")] = None,
 ) -> None:
@@ -87,9 +94,9 @@ def main(
         telemetry=telemetry,
         control_tls=_or_end(server_tls, control_certificate, control_key),
     )
-    tls = _or_end(client_tls, tls_trust, tls_certificate, tls_key, tls_name)
+    security = _or_end(_security, (tls_trust, tls_certificate, tls_key, tls_name), access_token_file, seal_key_file)
     setting = _setting(artefact, state, head, threads, spinning)
-    phone = _phone(artefact, target, node=node, data_dir=data_dir, setting=setting, patience_s=patience_s, tls=tls)
+    phone = _phone(artefact, target, node=node, data_dir=data_dir, setting=setting, patience_s=patience_s, **security)
     raise typer.Exit(_run(serve(config, phone)))
 
 
@@ -120,11 +127,13 @@ def one_pass(
     tls_certificate: TlsCertificate = None,
     tls_key: TlsKey = None,
     tls_name: TlsName = None,
+    access_token_file: AccessToken = None,
+    seal_key_file: SealKey = None,
 ) -> None:
     """Runs one pass and prints its accuracy and latency."""
     setting = _setting(artefact, state, head, threads, spinning)
-    tls = _or_end(client_tls, tls_trust, tls_certificate, tls_key, tls_name)
-    phone = _phone(artefact, target, node=node, data_dir=data_dir, setting=setting, patience_s=patience_s, tls=tls)
+    security = _or_end(_security, (tls_trust, tls_certificate, tls_key, tls_name), access_token_file, seal_key_file)
+    phone = _phone(artefact, target, node=node, data_dir=data_dir, setting=setting, patience_s=patience_s, **security)
     try:
         request = PassRequest.model_validate(
             {
@@ -203,6 +212,22 @@ def _given(value: _T | None, option: str) -> _T:
     if value is None:
         raise typer.BadParameter(f"expected {option}, it was not given")
     return value
+
+
+def _security(tls: tuple[Any, ...], access_token_file: Path | None, seal_key_file: Path | None) -> dict[str, Any]:
+    """Of a PhoneConfig. Raises SecurityError."""
+    token = None if access_token_file is None else _token(access_token_file)
+    return {"tls": client_tls(*tls), "access_token": token, "seal_key": load_key(seal_key_file)}
+
+
+def _token(path: Path) -> str:
+    try:
+        text = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SecurityError(f"expected the phone's token in {path}: {error}") from error
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise SecurityError(f"expected a token of printable characters without spaces in {path}, got {len(text)} others")
+    return text
 
 
 def _or_end(make: Callable[..., _T], *options: Any) -> _T:

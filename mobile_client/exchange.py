@@ -7,10 +7,14 @@ from splitcore.errors import WireError
 from splitcore.frame import Frame, Reply
 from splitcore.telemetry.clock import now_ns
 from splitcore.wire import oip
+from splitcore.wire.envelope import ClientStream
 
 
-def request_of(shot: Shot, deadline_ms: float | None, *, timed: bool = False) -> bytes:
-    """A serialised request. It carries what is left of the deadline; a frame that is late already still says so."""
+def request_of(shot: Shot, deadline_ms: float | None, *, timed: bool = False, seal: ClientStream | None = None) -> bytes:
+    """A serialised request, sealed where there is a seal.
+
+    It carries what is left of the deadline; a frame that is late already still says so.
+    """
     manifest = shot.cut.manifest
     timeout_us = None
     if deadline_ms is not None:
@@ -25,7 +29,8 @@ def request_of(shot: Shot, deadline_ms: float | None, *, timed: bool = False) ->
         timeout_us=timeout_us,
         timed=timed,
     )
-    return oip.pack_request(frame)
+    message = oip.pack_request(frame)
+    return message if seal is None else seal.seal(frame, message)
 
 
 def judge(reply: Reply, classes: int) -> tuple[int | None, str | None]:

@@ -24,6 +24,7 @@ REFUSALS = frozenset(
     }
 )
 """asking again would not help"""
+TOKEN_REFUSALS = (f"{grpc.StatusCode.UNAUTHENTICATED.name}:", f"{grpc.StatusCode.PERMISSION_DENIED.name}:")
 
 
 def metadata_of(manifests: Sequence[Manifest]) -> tuple[tuple[str, str], ...]:
@@ -31,10 +32,11 @@ def metadata_of(manifests: Sequence[Manifest]) -> tuple[tuple[str, str], ...]:
     return tuple((oip.ARTEFACT_METADATA, manifest.handshake) for manifest in manifests)
 
 
-async def shake_hands(channel: grpc.aio.Channel, manifest: Manifest) -> None:
-    """Raises HandshakeError, naming both sides; grpc.aio.AioRpcError when nobody answered; WireError."""
+async def shake_hands(channel: grpc.aio.Channel, manifest: Manifest, more: Sequence[tuple[str, str]] = ()) -> None:
+    """`more`: further metadata of the call. Raises HandshakeError, naming both sides; grpc.aio.AioRpcError when nobody
+    answered; WireError."""
     call = channel.unary_unary(oip.path(oip.MODEL_METADATA))(
-        oip.pack_model_name(manifest.name), metadata=metadata_of([manifest]), timeout=TIMEOUT_S
+        oip.pack_model_name(manifest.name), metadata=(*metadata_of([manifest]), *more), timeout=TIMEOUT_S
     )
     compare(await call.initial_metadata(), manifest)
     try:
@@ -63,6 +65,8 @@ def refusal_of(error: grpc.aio.AioRpcError, manifests: Sequence[Manifest]) -> Ha
 
 
 def refused(text: str, manifests: Sequence[Manifest]) -> HandshakeError:
+    if text.startswith(TOKEN_REFUSALS):
+        return HandshakeError(f"the server refused the phone: {text[:300]}: give it another token, --access-token-file")
     ours = " and ".join(manifest.handshake[:100] for manifest in manifests)
     return HandshakeError(
         f"the phone holds artefact {ours}, the server refused it: {text[:300]}: "

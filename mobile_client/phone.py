@@ -51,6 +51,10 @@ class PhoneConfig:
     """artefacts of further cuts that a pass may use"""
     tls: ClientTls | None = None
     """how the server at `target` is reached; None: in clear text"""
+    access_token: str | None = field(default=None, repr=False)
+    """what the phone says of itself to a server that knows its clients by tokens"""
+    seal_key: bytes | None = field(default=None, repr=False)
+    """of sealed frames; None: they go as they are"""
     node: str = "client"
     data_dir: Path | None = None
     setting: Setting = field(default_factory=Setting)
@@ -88,6 +92,8 @@ class Phone:
             sender = Sender(
                 target=target,
                 tls=tls,
+                access_token=config.access_token,
+                seal_key=config.seal_key,
                 chooser=chooser,
                 window=request.window,
                 record=record,

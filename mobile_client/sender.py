@@ -31,6 +31,8 @@ from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import oip
 from splitcore.wire.channel import aio_channel, split_address
+from splitcore.wire.envelope import ClientStream
+from splitcore.wire.sealing import SealError
 from splitcore.wire.tls import ClientTls, not_believed
 
 _log = logging.getLogger(__name__)
@@ -64,15 +66,22 @@ class Sender:
         telemetry: Telemetry,
         patience_s: float,
         tls: ClientTls | None = None,
+        access_token: str | None = None,
+        seal_key: bytes | None = None,
     ) -> None:
         self.connected = asyncio.Event()
         """set for good when hands were shaken the first time"""
         self.dropped = 0
         """answers to ids that had one already, or that were never asked"""
+        self.forged = 0
+        """answers on a sealed stream that the server did not seal: as if they had not come"""
         self.losses = self.silences = 0
         self._target, self._chooser, self._tls = target, chooser, tls
         self._manifests = [cut.manifest for cut in chooser.cuts]
         self._record, self._telemetry = record, telemetry
+        self._token = () if access_token is None else (("authorization", f"Bearer {access_token}"),)
+        self._seal_key = seal_key
+        self._seal: ClientStream | None = None
         self._backoff = Backoff(patience_s)
         self._room = asyncio.Semaphore(window)
         self._window: dict[str, Shot] = {}
@@ -133,7 +142,7 @@ class Sender:
         """One stream from its handshake to its end. Raises StreamLostError, HandshakeError."""
         try:
             for manifest in self._manifests:
-                await handshake.shake_hands(channel, manifest)
+                await handshake.shake_hands(channel, manifest, self._token)
             if self._chooser.link is not None:
                 self._chooser.link.new_stream()
                 await self._round_trip(channel, self._chooser.link)
@@ -148,7 +157,13 @@ class Sender:
         self.connected.set()
         self._draining = False
         self._channel = channel
-        call = channel.stream_stream(oip.path(oip.STREAM))(metadata=handshake.metadata_of(self._manifests))
+        call = channel.stream_stream(oip.path(oip.STREAM))(metadata=(*handshake.metadata_of(self._manifests), *self._token))
+        if self._seal_key is not None:
+            try:
+                self._seal = await self._greet(call, self._seal_key)
+            except BaseException:
+                call.cancel()
+                raise
         reader = asyncio.create_task(self._read(call), name="answers in")
         writer = asyncio.create_task(self._write(call), name="frames out")
         watch = asyncio.create_task(self._watch(), name="patience")
@@ -168,6 +183,26 @@ class Sender:
                 task.cancel()
             call.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _greet(self, call: grpc.aio.StreamStreamCall, key: bytes) -> ClientStream:
+        """The stream's seal. Raises SecurityError where whoever answers does not hold the key; StreamLostError."""
+        seal = ClientStream(key)
+        try:
+            await call.write(seal.hello)
+            answer = await asyncio.wait_for(call.read(), handshake.TIMEOUT_S)
+            if answer is grpc.aio.EOF:
+                raise StreamLostError("the server ended the stream before it sealed anything")
+            seal.greeted(answer)
+        except SealError as error:
+            raise SecurityError(
+                f"expected the server at {self._target} to hold the phone's key of sealed frames, whoever answers does not "
+                f"({error}): give both one key, --seal-key-file, or find out who is between them"
+            ) from error
+        except grpc.aio.AioRpcError as error:
+            raise handshake.refusal_of(error, self._manifests) or StreamLostError(_text(error)) from error
+        except (TimeoutError, asyncio.InvalidStateError, WireError) as error:
+            raise StreamLostError(f"no seal: {_text(error) or type(error).__name__}") from error
+        return seal
 
     async def _watch(self) -> None:
         """Raises StreamLostError when a frame is out for longer than the patience: others' answers do not hide a lost one.
@@ -198,7 +233,9 @@ class Sender:
                     continue
                 shot = self._unsent.popleft()
                 shot.attempt += 1
-                message = request_of(shot, self._record.request.deadline_ms, timed=self._chooser.link is not None)
+                message = request_of(
+                    shot, self._record.request.deadline_ms, timed=self._chooser.link is not None, seal=self._seal
+                )
                 shot.message_bytes = len(message)
                 shot.bytes_up += len(message)
                 self._record.sent(shot)
@@ -231,8 +268,14 @@ class Sender:
 
     def _take(self, message: bytes, answered_ns: int) -> None:
         try:
-            reply = oip.unpack_stream_reply(message)
+            reply = oip.unpack_stream_reply(message) if self._seal is None else self._seal.open(message)
+        except SealError:
+            self.forged += 1
+            return
         except WireError as error:
+            if self._seal is not None:
+                self.forged += 1
+                return
             if error.frame_id not in self._window:
                 raise
             # whose answer it is can be read: asking again would bring the same

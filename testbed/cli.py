@@ -115,6 +115,14 @@ def certificates(
         console.print(escape(str(path)), soft_wrap=True)
 
 
+@app.command("seal-key")
+def seal_key(path: Annotated[Path, typer.Argument(help="the new file, readable by its owner alone")]) -> None:
+    """Make a key for sealed frames, for the edge and its phones alike."""
+    from splitcore.wire.sealing import make_key
+
+    make_key(path)
+
+
 @app.command()
 def attacks() -> None:
     """List the attacks: what each reads of an answer, and in which norms it searches."""

@@ -47,10 +47,12 @@ async def _refuse(context: grpc.aio.ServicerContext) -> None:
 class Server(_server.Server):  # type: ignore[misc]
     """grpc.aio's, all of whose methods are registered by name; a handler that chooses at run time is refused."""
 
-    def __init__(self, options: Options, maximum_concurrent_rpcs: int | None) -> None:
+    def __init__(
+        self, options: Options, maximum_concurrent_rpcs: int | None, interceptors: Sequence[grpc.aio.ServerInterceptor]
+    ) -> None:
         self._loop = cygrpc.get_working_loop()
         every = _server._augment_channel_arguments(options, None)
-        self._server = _Core(self._loop, None, (), None, every, maximum_concurrent_rpcs)
+        self._server = _Core(self._loop, None, (), tuple(interceptors), every, maximum_concurrent_rpcs)
         self._known: set[str] = set()
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
@@ -68,6 +70,8 @@ class Server(_server.Server):  # type: ignore[misc]
         self._known |= handlers.keys()
 
 
-def aio_server(options: Options, *, max_calls: int | None = None) -> grpc.aio.Server:
+def aio_server(
+    options: Options, *, max_calls: int | None = None, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+) -> grpc.aio.Server:
     """A server of the running event loop. `max_calls`: at once; more are refused with RESOURCE_EXHAUSTED."""
-    return Server(options, max_calls)
+    return Server(options, max_calls, interceptors)
