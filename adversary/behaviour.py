@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adversary.addons.attacker import Attacker
+from adversary.addons.prober import Prober, Reach
 from adversary.addons.recorder import Pass, Recorder
 from adversary.attacks import Attack, AttackConfig, OwnAttack, Pool
 from adversary.attacks.base import taught
@@ -30,6 +31,7 @@ from splitcore.frame import Frame, FrameId
 from splitcore.head import Head, as_unit
 from splitcore.journal import Journal, read
 from splitcore.threat import ThreatModel
+from splitcore.wire.envelope import CODEC as SEALED
 from splitcore.wire.tls import ClientTls
 
 Prepared: TypeAlias = tuple[Attack, Pool | None]
@@ -80,6 +82,8 @@ class AttackBehaviour(_Strict):
     """processes that attack, each with a share of the frames; 0: the relay's own, in a thread"""
     pool: PoolConfig | None = None
     """other latents: start points of decision attacks, and what learners learn from"""
+    steal_token: bool = False
+    """ask the server with the token that clients said of themselves where it passed in clear text"""
 
     @model_validator(mode="after")
     def _fits(self) -> AttackBehaviour:
@@ -89,10 +93,23 @@ class AttackBehaviour(_Strict):
         if self.threat.point != "wire" and self.source is None:
             raise ValueError(f"point {self.threat.point} assumes an insider: expected `source`, the phone's samples")
         fits_pool(self.attack, self.threat, self.pool)
+        if self.steal_token and self.workers:
+            raise ValueError("expected `workers: 0` with `steal_token`: only the relay's own process hears the clients")
         return self
 
 
-Behaviour: TypeAlias = Annotated[PassBehaviour | RecordBehaviour | AttackBehaviour, Field(discriminator="kind")]
+class ProbeBehaviour(_Strict):
+    """Try what there is to try against protected frames, and write down what became of it."""
+
+    kind: Literal["probe"] = "probe"
+    run: Annotated[str, RUN]
+    tries: Annotated[int, Field(ge=1, le=1024)] = 8
+    """of each way"""
+
+
+Behaviour: TypeAlias = Annotated[
+    PassBehaviour | RecordBehaviour | AttackBehaviour | ProbeBehaviour, Field(discriminator="kind")
+]
 
 
 class Workshop:
@@ -100,9 +117,10 @@ class Workshop:
 
     def __init__(
         self, artefact: Artefact, upstream: str, state: Path, ledger: Ledger, data_dir: Path | None, *,
-        trusted: Collection[str] = (), tls: ClientTls | None = None
+        trusted: Collection[str] = (), tls: ClientTls | None = None, overheard: Callable[[], str | None] = lambda: None
     ) -> None:  # fmt: skip
-        """`tls`: how the server is reached; None: in clear text."""
+        """`tls`: how the server is reached; None: in clear text. `overheard`: the newest token that passed, if any did."""
+        self._overheard = overheard
         self.artefact = artefact
         self._upstream = upstream
         self._state = state
@@ -121,17 +139,32 @@ class Workshop:
     def ledger_paths(self, run: str | None) -> list[Path]:
         return [self._ledger.path, *ledgers(self._state, run)]
 
-    async def addon(self, behaviour: PassBehaviour | RecordBehaviour | AttackBehaviour) -> Addon:
+    def probes_path(self, run: str) -> Path:
+        return self._state / "probes" / f"{run}.jsonl"
+
+    async def addon(self, behaviour: PassBehaviour | RecordBehaviour | AttackBehaviour | ProbeBehaviour) -> Addon:
         """Raises LatentbedError where the behaviour asks for what this artefact does not have."""
         match behaviour:
             case PassBehaviour():
                 return Pass()
             case RecordBehaviour():
                 return Recorder(self._state / "recorded" / f"{behaviour.run}.jsonl", self.artefact.manifest.name)
+            case ProbeBehaviour():
+                reach = Reach(self._upstream, self._tls, self._overheard, self._state / "forged")
+                journal = Journal(self.probes_path(behaviour.run))
+                return Prober(behaviour.run, behaviour.tries, self._example(), reach, self._ledger, journal)
             case AttackBehaviour():
                 # samples are read, a head is loaded, workers start off the relay's loop: frames pass meanwhile
                 ready = await asyncio.to_thread(self._prepared, behaviour)
                 return self._attacker(behaviour, ready[0], await asyncio.to_thread(self._engine, behaviour, ready))
+
+    def _example(self) -> Frame:
+        """A latent that needs no phone: the middle of the calibrated range, in the artefact's codec."""
+        manifest, latent = self.artefact.manifest, self.artefact.latent
+        codec = fit(manifest.codec, latent)
+        middle = (latent.per_channel(latent.lo) + latent.per_channel(latent.hi)) / 2
+        [payload] = codec.encode(np.broadcast_to(middle, (1, *latent.shape)).astype(np.float32))
+        return Frame(id="", payloads=(payload,), codec=codec.name, shape=latent.shape, model=manifest.name)
 
     def _built(self, behaviour: AttackBehaviour) -> Attack:
         attack, threat = behaviour.attack, behaviour.threat
@@ -162,11 +195,16 @@ class Workshop:
         """One process's share, with its record in that folder."""
         attack, pool = ready or self._prepared(behaviour)
         return LocalEngine(
-            LiveOracle(self._upstream, tls=self._tls), self._ledger, attack, behaviour.threat, self._space_of(behaviour),
+            self._oracle(behaviour), self._ledger, attack, behaviour.threat, self._space_of(behaviour),
             pool=pool, run=behaviour.run, nonce=secrets.token_hex(3), seed=behaviour.seed, model=self.artefact.manifest.name,
             max_rows=behaviour.max_rows, in_flight=behaviour.in_flight, sections=behaviour.sections, record=record,
             ended=frozenset(row["frame"] for row in read(self.sessions_path(behaviour.run))),
         )  # fmt: skip
+
+    def _oracle(self, behaviour: AttackBehaviour) -> LiveOracle:
+        if behaviour.steal_token:
+            return LiveOracle(self._upstream, tls=self._tls, credentials=self._overheard)
+        return LiveOracle(self._upstream, tls=self._tls)
 
     def _attacker(self, behaviour: AttackBehaviour, attack: Attack, engine: Engine) -> Attacker:
         earlier = list(read(self.sessions_path(behaviour.run)))
@@ -188,11 +226,15 @@ class Workshop:
 
     def _space_of(self, behaviour: AttackBehaviour) -> SpaceOf:
         if behaviour.threat.point == "wire":
-            return lambda frame: WireSpace(frame.payloads[0], self._codec(frame), self.artefact.latent.std)
+            return lambda frame: self._on_the_wire(self._example() if frame.codec == SEALED else frame)
         assert behaviour.source is not None
         samples = open_source(behaviour.source, self.artefact, self._data_dir)
         head = Head(self.artefact)
         return lambda frame: self._insider(frame, behaviour.threat.point, samples, head)
+
+    def _on_the_wire(self, frame: Frame) -> WireSpace:
+        """A sealed frame shows no latent: all that can be asked about is one of the adversary's own making."""
+        return WireSpace(frame.payloads[0], self._codec(frame), self.artefact.latent.std)
 
     def _insider(self, frame: Frame, point: str, samples: Samples, head: Head) -> Space:
         """The image behind a frame, checked: what the head and the codec make of it must be what is on the wire."""

@@ -61,6 +61,10 @@ def build_control(adversary: Adversary, *, token: str, names: frozenset[str]) ->
     async def sessions(run: Annotated[str, Query(pattern=RUN)]) -> StreamingResponse:
         return journal_response(adversary.workshop.sessions_path(run))
 
+    @app.get("/probes", response_class=StreamingResponse, responses=NDJSON)
+    async def probes(run: Annotated[str, Query(pattern=RUN)]) -> StreamingResponse:
+        return journal_response(adversary.workshop.probes_path(run))
+
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:
         return PlainTextResponse(prometheus(adversary))

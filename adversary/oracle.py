@@ -53,8 +53,12 @@ class LiveOracle:
     ModelStreamInfer gets calls.
     """
 
-    def __init__(self, target: str, *, tls: ClientTls | None = None) -> None:
-        self._target, self._tls = target, tls
+    def __init__(
+        self, target: str, *, tls: ClientTls | None = None, credentials: Callable[[], str | None] = lambda: None
+    ) -> None:
+        """`tls`: how the server is reached; None: in clear text. `credentials`: what it says of itself, as a client whose
+        metadata passed said it; asked when a stream begins."""
+        self._target, self._tls, self._credentials = target, tls, credentials
         self._channel = sync_channel(target, tls=tls)
         self._infer = self._channel.unary_unary(oip.path(oip.INFER))
         self._live = self._channel.unary_unary(oip.path(oip.LIVE))
@@ -68,7 +72,8 @@ class LiveOracle:
             with self._lock:
                 if self._line is None or self._line.broken:
                     # on a connection of its own: that of a broken one may be half open, and a stream on it is as dead
-                    self._line = _Line(sync_channel(self._target, tls=self._tls), self._without_stream)
+                    line = sync_channel(self._target, tls=self._tls)
+                    self._line = _Line(line, self._without_stream, self._metadata())
                 line = self._line
             if line.ask(frame, answered, timeout_s):
                 return  # else it broke this moment
@@ -81,7 +86,7 @@ class LiveOracle:
         self._call(frame, answered, timeout_s)
 
     def _call(self, frame: Frame, answered: Answered, timeout_s: float | None) -> None:
-        call = self._infer.future(oip.pack_request(frame), timeout=timeout_s)
+        call = self._infer.future(oip.pack_request(frame), timeout=timeout_s, metadata=self._metadata())
 
         def done(call: grpc.Future) -> None:
             try:
@@ -93,6 +98,10 @@ class LiveOracle:
                 answered(error)
 
         call.add_done_callback(done)
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        said = self._credentials()
+        return () if said is None else (("authorization", said),)
 
     def round_trip_s(self) -> float:
         """The shortest of a few; 0 where the server does not answer ServerLive."""
@@ -115,14 +124,19 @@ class LiveOracle:
 class _Line:
     """One stream; when it breaks, every request on it has failed, and the next one takes another."""
 
-    def __init__(self, channel: grpc.Channel, otherwise: Callable[[Frame, Answered, float | None], None]) -> None:
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        otherwise: Callable[[Frame, Answered, float | None], None],
+        metadata: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         self.broken = False
         self._channel, self._otherwise = channel, otherwise
         self._lock = threading.Lock()
         self._pending: dict[str, tuple[Frame, Answered, float | None, float]] = {}
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._answered_any = False
-        self._call = channel.stream_stream(oip.path(oip.STREAM))(self._messages())
+        self._call = channel.stream_stream(oip.path(oip.STREAM))(self._messages(), metadata=metadata)
         self._ended = threading.Event()
         threading.Thread(target=self._read, name="answers", daemon=True).start()
         threading.Thread(target=self._watch, name="patience", daemon=True).start()
