@@ -143,5 +143,6 @@ def test_a_file_of_tokens_that_is_wrong_is_refused_with_what_is_wrong(tmp_path):
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "secret of phone", "Basic secret of phone", b"\xff"])
 def test_what_is_no_bearer_token_is_refused_with_the_same_words(authorization, tokens):
+    who = Access(load_tokens(tokens)).bearer(authorization)
     with pytest.raises(Refused, match="expected call metadata `authorization: Bearer <token>`"):
-        Access(load_tokens(tokens)).bearer(authorization)
+        who.check("infer")

@@ -61,7 +61,7 @@ async def test_sealed_frames_are_computed_and_answered_sealed(sealed_edge, serve
     assert reply.error is None and len(reply.labels) == 3
     assert (await talk.ask(talk.sealed(served.frame("r/phone/1")))).label == served.scores(served.latents(1)).argmax()
     wrong = dataclasses.replace(served.frame("r/phone/2"), model="another")
-    assert (await talk.ask(talk.sealed(wrong))).error.startswith("NOT_FOUND: expected model")
+    assert (await talk.ask(talk.sealed(wrong))).error.startswith("NOT_FOUND: Request for unknown model")
     await talk.end()
     assert sealed_edge.logged() == ["r/phone/0", "r/phone/1"]
 
