@@ -15,7 +15,11 @@ MAX_MESSAGE_BYTES = 16 << 20
 PRIVATE = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
 
 MAX_CALLS = 128
-"""calls at once on one connection, and at one server"""
+"""calls at once on one connection; further ones wait at the client"""
+MAX_SERVER_CALLS = 4096
+"""calls at once at one server, an open stream being one: a fleet's; further ones are refused. No client has them all"""
+MAX_CONNECTIONS = 16384
+"""connections at once at one server; further ones are closed, so that descriptors are left for journals and the control plane"""
 
 Options = list[tuple[str, Any]]
 

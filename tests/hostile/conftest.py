@@ -19,7 +19,9 @@ def good(digits_artefact: Path) -> Good:
 @pytest.fixture(scope="session")
 def edge(digits_artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Besieged]:
     state = tmp_path_factory.mktemp("hostile") / "edge"
-    node = Besieged("edge_server", state, "--artefact", str(digits_artefact), "--device", "cpu", "--threads", "1", "--grace-s", "1")
+    node = Besieged(
+        "edge_server", state, "--artefact", str(digits_artefact), "--device", "cpu", "--threads", "1", "--grace-s", "1"
+    )
     yield node
     node.stop()
 

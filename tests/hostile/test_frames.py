@@ -66,7 +66,9 @@ def test_garbage_and_mutated_frames_end_their_own_connection_only(node: Besieged
 
 
 def rapid_reset(stream: int) -> bytes:
-    return frame(http2.HEADERS, http2.END_HEADERS, stream, http2.block()) + frame(http2.RST_STREAM, 0, stream, struct.pack(">I", 8))
+    return frame(http2.HEADERS, http2.END_HEADERS, stream, http2.block()) + frame(
+        http2.RST_STREAM, 0, stream, struct.pack(">I", 8)
+    )
 
 
 def opened(stream: int) -> bytes:

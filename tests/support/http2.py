@@ -17,7 +17,9 @@ END_STREAM, END_HEADERS, PADDED, WITH_PRIORITY, ACK = 1, 4, 8, 32, 1
 
 def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"", *, length: int | None = None) -> bytes:
     """`length`: what the frame says of itself, where that is not so."""
-    return struct.pack(">I", len(payload) if length is None else length)[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+    return (
+        struct.pack(">I", len(payload) if length is None else length)[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+    )
 
 
 def settings(**values: int) -> bytes:
@@ -65,7 +67,14 @@ def answer(messages: Sequence[bytes]) -> list[bytes]:
     head = literal(b":status", b"200") + literal(b"content-type", b"application/grpc")
     data = [frame(DATA, 0, 1, grpc_message(message)) for message in messages]
     trailers = frame(HEADERS, END_HEADERS | END_STREAM, 1, literal(b"grpc-status", b"0"))
-    return [settings(s3=100), frame(SETTINGS, ACK), frame(HEADERS, END_HEADERS, 1, head), *data, frame(PING, payload=bytes(8)), trailers]
+    return [
+        settings(s3=100),
+        frame(SETTINGS, ACK),
+        frame(HEADERS, END_HEADERS, 1, head),
+        *data,
+        frame(PING, payload=bytes(8)),
+        trailers,
+    ]
 
 
 def mutated_frames(frames: Sequence[bytes], rng: random.Random, keep: int = 1) -> bytes:
@@ -82,7 +91,11 @@ def mutated_frames(frames: Sequence[bytes], rng: random.Random, keep: int = 1) -
             case 2:
                 piece[5:9] = struct.pack(">I", rng.choice((0, 1, 2, 3, 5, 2**31 - 1, 2**31 + 1, rng.randrange(2**32))))
             case 3:
-                piece[0:3] = rng.randbytes(3) if rng.random() < 0.5 else (max(len(piece) - 9, 1) + rng.choice((-1, 1, 9))).to_bytes(3, "big")
+                piece[0:3] = (
+                    rng.randbytes(3)
+                    if rng.random() < 0.5
+                    else (max(len(piece) - 9, 1) + rng.choice((-1, 1, 9))).to_bytes(3, "big")
+                )
             case 4 if len(piece) > 9:
                 piece[rng.randrange(9, len(piece))] ^= 1 << rng.randrange(8)
             case 5:

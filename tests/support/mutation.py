@@ -58,7 +58,9 @@ def bent(request: bytes, rng: random.Random) -> bytes:
             case 3:
                 message.parameters[rng.choice(("lb_attempt", "timeout", "priority"))].int64_param = rng.choice(HUGE)
             case 4:
-                message.parameters["lb_codec"].string_param = rng.choice(("jpeg95", "uniform8/tensor+zstd", "entropy/00000000", "", "z" * 99))
+                message.parameters["lb_codec"].string_param = rng.choice(
+                    ("jpeg95", "uniform8/tensor+zstd", "entropy/00000000", "", "z" * 99)
+                )
             case 5:
                 message.parameters["lb_shape"].string_param = ",".join(str(rng.choice(HUGE)) for _ in range(rng.randrange(12)))
             case 6:

@@ -130,7 +130,11 @@ class Good:
 
     def seeds(self) -> list[bytes]:
         """Good requests of several codecs, with and without what is optional."""
-        frames = [self.frame(codec, rows, run="mutated") for codec in ("identity", "uniform4/channel", "float16+zstd") for rows in (1, 2)]
+        frames = [
+            self.frame(codec, rows, run="mutated")
+            for codec in ("identity", "uniform4/channel", "float16+zstd")
+            for rows in (1, 2)
+        ]
         frames.append(self.frame("uniform8/tensor/sample", run="mutated", timed=True, attempt=3, timeout_us=10**9))
         frames.append(self.frame("jpeg90" if self.spec.shape[0] <= 4 else "uniform3/tensor", run="mutated", labels_only=True))
         return [oip.pack_request(frame) for frame in frames]
