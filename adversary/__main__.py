@@ -5,24 +5,41 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from adversary.node import run
 from adversary.relay.interception import interception
-from splitcore.errors import LatentbedError
+from splitcore import document
+from splitcore.errors import LatentbedError, ScenarioError
 from splitcore.node import new_event_loop
 from splitcore.wire.certificates import LOCAL_NAMES
 from splitcore.wire.channel import split_address
+from splitcore.wire.endpoint import EndpointConfig
 from splitcore.wire.tls import client_tls, server_tls
 
 
 def main(
     upstream: Annotated[str, typer.Option(help="the server behind, host:port")],
-    artefact: Annotated[Path, typer.Option(help="the split model under attack: shapes, codec, and the head for insiders")],
     state: Annotated[Path, typer.Option(help="folder for the ledger and what else must outlive the process")],
+    artefact: Annotated[
+        Path | None, typer.Option(help="the split model under attack: shapes, codec, and the head for insiders")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="instead: a model of any server of the Open Inference Protocol")] = None,
+    model_version: Annotated[str, typer.Option(help="of --model; default: the server's choice")] = "",
+    input_name: Annotated[str, typer.Option("--input", help="of --model: the attacked input; default: its only one")] = "",
+    output_name: Annotated[str, typer.Option("--output", help="of --model: the output that answers; default: found out")] = "",
+    reads: Annotated[str, typer.Option(help="what that output is: auto, scores or labels")] = "auto",
+    low: Annotated[float | None, typer.Option(help="of --model: the smallest usual value of its input")] = None,
+    high: Annotated[float | None, typer.Option(help="and the largest; default: as a recording has it")] = None,
+    std: Annotated[float | None, typer.Option(help="and their standard deviation; default: as a recording has it")] = None,
+    endpoint: Annotated[
+        Path | None, typer.Option(help="all of that in a YAML file, with more: batched, max_rows, classes, dialect")
+    ] = None,
     listen: Annotated[str, typer.Option(help="where the client connects, host:port; port 0: any free one")] = "127.0.0.1:0",
     control: Annotated[str, typer.Option(help="control API, host:port")] = "127.0.0.1:0",
     token_file: Annotated[Path | None, typer.Option(help="the control API's token; made when missing. STATE/token")] = None,
@@ -56,11 +73,16 @@ def main(
 ) -> None:
     """Relays every gRPC method between a client and UPSTREAM, and does to the frames what its behaviour says."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    said = {
+        "model": model, "version": model_version, "input": input_name, "output": output_name,
+        "reads": "" if reads == "auto" else reads, "low": low, "high": high, "std": std,
+    }  # fmt: skip
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         try:
             runner.run(
                 run(
-                    artefact=artefact, listen=listen, upstream=upstream, control=control, state=state,
+                    artefact=artefact, endpoint=_endpoint(endpoint, said), listen=listen, upstream=upstream,
+                    control=control, state=state,
                     token_file=token_file or state / "token", names=frozenset(filter(None, names.split(","))),
                     telemetry=telemetry, node=node, allow=frozenset(allow or ()), data_dir=data_dir,
                     trust=frozenset(trust or ()),
@@ -74,6 +96,18 @@ def main(
             )  # fmt: skip
         except (LatentbedError, OSError, ValueError) as error:
             sys.exit(f"adversary: {error}")
+
+
+def _endpoint(file: Path | None, said: Mapping[str, object]) -> EndpointConfig | None:
+    """The file's description with what the options say over it; None where neither names a model."""
+    options = {key: value for key, value in said.items() if value not in (None, "")}
+    if file is not None:
+        written = document.load(TypeAdapter(dict[str, Any]), file, "description of an endpoint")
+        options = {**written, **options}
+    try:
+        return TypeAdapter(EndpointConfig).validate_python(options) if options else None
+    except ValidationError as error:
+        raise ScenarioError(f"this is no endpoint:{document.in_words(error, TypeAdapter(EndpointConfig))}") from error
 
 
 if __name__ == "__main__":

@@ -20,17 +20,19 @@ from adversary.crew import Crew, Place, ledgers
 from adversary.engine import Engine, LocalEngine, SpaceOf
 from adversary.ledger import Ledger, asked_earlier
 from adversary.oracle import LiveOracle
-from adversary.pool import PoolConfig, fits_pool, stock
+from adversary.pool import PoolConfig, Recording, fits_pool, stock
 from adversary.relay import Addon, Order
 from adversary.space import InputSpace, LatentSpace, Space, WireSpace
+from adversary.victim import ForeignModel, OwnModel, Victim
 from splitcore.artefact import Artefact
-from splitcore.codec import Codec, fit
+from splitcore.codec import fit
 from splitcore.data.source import Samples, SourceConfig, open_source
 from splitcore.errors import ScenarioError
 from splitcore.frame import Frame, FrameId
 from splitcore.head import Head, as_unit
 from splitcore.journal import Journal, read
 from splitcore.threat import ThreatModel
+from splitcore.wire.endpoint import Endpoint
 from splitcore.wire.envelope import CODEC as SEALED
 from splitcore.wire.tls import ClientTls
 
@@ -84,6 +86,8 @@ class AttackBehaviour(_Strict):
     """other latents: start points of decision attacks, and what learners learn from"""
     steal_token: bool = False
     """ask the server with the token that clients said of themselves where it passed in clear text"""
+    calibration: Annotated[str, RUN] | None = None
+    """a recorded run whose frames tell ranges and standard deviation of a foreign endpoint's inputs; None: that of the pool"""
 
     @model_validator(mode="after")
     def _fits(self) -> AttackBehaviour:
@@ -113,22 +117,22 @@ Behaviour: TypeAlias = Annotated[
 
 
 class Workshop:
-    """Makes addons; holds what they share: the artefact, the way to the server, the books' folder."""
+    """Makes addons; holds what they share: what is known of the model, the way to the server, the books' folder."""
 
     def __init__(
-        self, artefact: Artefact, upstream: str, state: Path, ledger: Ledger, data_dir: Path | None, *,
+        self, known: Artefact | Endpoint, upstream: str, state: Path, ledger: Ledger, data_dir: Path | None, *,
         trusted: Collection[str] = (), tls: ClientTls | None = None, overheard: Callable[[], str | None] = lambda: None
     ) -> None:  # fmt: skip
         """`tls`: how the server is reached; None: in clear text. `overheard`: the newest token that passed, if any did."""
         self._overheard = overheard
-        self.artefact = artefact
+        self.victim: Victim = OwnModel(known) if isinstance(known, Artefact) else ForeignModel(known)
+        self._known = known
         self._upstream = upstream
         self._state = state
         self._ledger = ledger
         self._data_dir = data_dir
         self._trusted = trusted
         self._tls = tls
-        self._codecs: dict[str, Codec] = {}
 
     def sessions_path(self, run: str) -> Path:
         return self._state / "sessions" / f"{run}.jsonl"
@@ -148,7 +152,7 @@ class Workshop:
             case PassBehaviour():
                 return Pass()
             case RecordBehaviour():
-                return Recorder(self._state / "recorded" / f"{behaviour.run}.jsonl", self.artefact.manifest.name)
+                return Recorder(self._state / "recorded" / f"{behaviour.run}.jsonl", self.victim.name)
             case ProbeBehaviour():
                 reach = Reach(self._upstream, self._tls, self._overheard, self._state / "forged")
                 journal = Journal(self.probes_path(behaviour.run))
@@ -160,7 +164,7 @@ class Workshop:
 
     def _example(self) -> Frame:
         """A latent that needs no phone: the middle of the calibrated range, in the artefact's codec."""
-        manifest, latent = self.artefact.manifest, self.artefact.latent
+        manifest, latent = self.victim.artefact.manifest, self.victim.artefact.latent
         codec = fit(manifest.codec, latent)
         middle = (latent.per_channel(latent.lo) + latent.per_channel(latent.hi)) / 2
         [payload] = codec.encode(np.broadcast_to(middle, (1, *latent.shape)).astype(np.float32))
@@ -176,18 +180,26 @@ class Workshop:
 
     def _prepared(self, behaviour: AttackBehaviour) -> Prepared:
         """The attack, after its lesson if it takes one, and the pool."""
-        attack, classes = self._built(behaviour), len(self.artefact.manifest.classes)
+        attack, victim = self._built(behaviour), self.measured(behaviour)
         if behaviour.pool is None:
             return taught(attack, None), None
-        held = stock(behaviour.pool, behaviour.threat.point, self.artefact, self._state / "recorded")
-        return taught(attack, held.pool, lambda: held.about(behaviour.threat, classes, behaviour.seed)), held.pool
+        held = stock(behaviour.pool, behaviour.threat.point, victim, self._state / "recorded")
+        return taught(
+            attack, held.pool, lambda: held.about(behaviour.threat, victim.classes or held.classes, behaviour.seed)
+        ), held.pool
+
+    def measured(self, behaviour: AttackBehaviour) -> Victim:
+        """The model, with what the behaviour's units of eps need to know of it. Raises ScenarioError."""
+        calibration = behaviour.calibration
+        if calibration is None and isinstance(self._known, Endpoint) and isinstance(behaviour.pool, Recording):
+            calibration = behaviour.pool.run
+        return self.victim.measured(behaviour.threat, calibration, self._state / "recorded")
 
     def _engine(self, behaviour: AttackBehaviour, ready: Prepared) -> Engine:
         """A crew where the behaviour wants one; a blind attack asks nothing, and stays in this process."""
         if behaviour.workers and ready[0].feedback != "none":
-            place = Place(
-                self.artefact.folder, self._upstream, self._state, self._data_dir, frozenset(self._trusted), self._tls
-            )
+            known = self._known.folder if isinstance(self._known, Artefact) else self._known
+            place = Place(known, self._upstream, self._state, self._data_dir, frozenset(self._trusted), self._tls)
             return Crew(place, behaviour)
         return self.engine(behaviour, self.record_path(behaviour.run) / "0", ready)
 
@@ -195,50 +207,46 @@ class Workshop:
         """One process's share, with its record in that folder."""
         attack, pool = ready or self._prepared(behaviour)
         return LocalEngine(
-            self._oracle(behaviour), self._ledger, attack, behaviour.threat, self._space_of(behaviour),
-            pool=pool, run=behaviour.run, nonce=secrets.token_hex(3), seed=behaviour.seed, model=self.artefact.manifest.name,
-            max_rows=behaviour.max_rows, in_flight=behaviour.in_flight, sections=behaviour.sections, record=record,
+            self._oracle(behaviour), self._ledger, attack, behaviour.threat, self._space_of(behaviour), pool=pool,
+            run=behaviour.run, nonce=secrets.token_hex(3), seed=behaviour.seed, model=self.victim.name,
+            max_rows=min(behaviour.max_rows, self.victim.max_rows),
+            in_flight=behaviour.in_flight, sections=behaviour.sections, record=record,
             ended=frozenset(row["frame"] for row in read(self.sessions_path(behaviour.run))),
         )  # fmt: skip
 
     def _oracle(self, behaviour: AttackBehaviour) -> LiveOracle:
-        if behaviour.steal_token:
-            return LiveOracle(self._upstream, tls=self._tls, credentials=self._overheard)
-        return LiveOracle(self._upstream, tls=self._tls)
+        credentials = self._overheard if behaviour.steal_token else lambda: None
+        return LiveOracle(self._upstream, self.victim.form, streams=self.victim.streams, tls=self._tls, credentials=credentials)
 
     def _attacker(self, behaviour: AttackBehaviour, attack: Attack, engine: Engine) -> Attacker:
         earlier = list(read(self.sessions_path(behaviour.run)))
         attacker = Attacker(
             attack, behaviour.threat, engine, Journal(self.sessions_path(behaviour.run)),
             seed=behaviour.seed, order=behaviour.order, share=behaviour.share,
-            max_held=behaviour.max_held, max_held_bytes=behaviour.max_held_bytes, model=self.artefact.manifest.name,
+            max_held=behaviour.max_held, max_held_bytes=behaviour.max_held_bytes, model=self.victim.name,
+            form=self.victim.form,
         )  # fmt: skip
         attacker.recall(earlier, asked_earlier([self._ledger.path, *ledgers(self._state, behaviour.run)], behaviour.run))
         return attacker
 
-    def _codec(self, frame: Frame) -> Codec:
-        latent = self.artefact.latent
-        if frame.shape != latent.shape:
-            raise ScenarioError(f"expected latents {latent.shape} as in {self.artefact}, got {frame.shape}")
-        if frame.codec not in self._codecs and len(self._codecs) < 64:
-            self._codecs[frame.codec] = fit(frame.codec, latent)
-        return self._codecs[frame.codec]
-
     def _space_of(self, behaviour: AttackBehaviour) -> SpaceOf:
+        victim = self.measured(behaviour)
         if behaviour.threat.point == "wire":
-            return lambda frame: self._on_the_wire(self._example() if frame.codec == SEALED else frame)
+            return lambda frame: self._on_the_wire(victim, frame)
         assert behaviour.source is not None
-        samples = open_source(behaviour.source, self.artefact, self._data_dir)
-        head = Head(self.artefact)
+        samples = open_source(behaviour.source, victim.artefact, self._data_dir)
+        head = Head(victim.artefact)
         return lambda frame: self._insider(frame, behaviour.threat.point, samples, head)
 
-    def _on_the_wire(self, frame: Frame) -> WireSpace:
-        """A sealed frame shows no latent: all that can be asked about is one of the adversary's own making."""
-        return WireSpace(frame.payloads[0], self._codec(frame), self.artefact.latent.std)
+    def _on_the_wire(self, victim: Victim, frame: Frame) -> WireSpace:
+        if frame.codec == SEALED:
+            # it shows no latent: all that can be asked about is one of the adversary's own making
+            frame = self._example()
+        return victim.space(victim.codec(frame.codec, frame.shape), frame.payloads[0], frame.template)
 
     def _insider(self, frame: Frame, point: str, samples: Samples, head: Head) -> Space:
         """The image behind a frame, checked: what the head and the codec make of it must be what is on the wire."""
-        codec = self._codec(frame)
+        codec = self.victim.codec(frame.codec, frame.shape)
         sample = samples.sample_of(FrameId.parse(frame.id).sequence)
         image = as_unit(samples.images[sample : sample + 1])
         latent = head(image)

@@ -377,6 +377,7 @@ class Campaign:
             origin="query",
             model=self._model,
             labels_only=session.attack.feedback == "label",
+            template=session.space.template,
         )
         own = np.repeat(np.array([piece.member.session.own for piece in pieces], np.int64), [piece.count for piece in pieces])
         slot = -1 if self._record is None else self._record.keep(frame)

@@ -26,6 +26,7 @@ from adversary.ledger import Ledger
 from adversary.session import Outcome
 from splitcore.errors import ScenarioError
 from splitcore.node import keep_memory
+from splitcore.wire.endpoint import Endpoint
 from splitcore.wire.tls import ClientTls
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ _spawn = multiprocessing.get_context("spawn")
 class Place:
     """What a worker needs to know to be the adversary that its parent is."""
 
-    artefact: Path
+    known: Path | Endpoint
+    """an artefact's folder, or what a foreign endpoint said of itself"""
     upstream: str
     state: Path
     data_dir: Path | None
@@ -73,9 +75,8 @@ def _work(place: Place, behaviour: AttackBehaviour, number: int, pipe: Connectio
     try:
         name = f"{behaviour.run}.{number}-of-{behaviour.workers}"
         ledger = Ledger(place.state / "workers" / f"{name}.jsonl")
-        workshop = Workshop(
-            Artefact(place.artefact), place.upstream, place.state, ledger, place.data_dir, trusted=place.trusted, tls=place.tls
-        )
+        known = Artefact(place.known) if isinstance(place.known, Path) else place.known
+        workshop = Workshop(known, place.upstream, place.state, ledger, place.data_dir, trusted=place.trusted, tls=place.tls)
         engine = workshop.engine(behaviour, workshop.record_path(behaviour.run) / f"{number}-of-{behaviour.workers}")
     except Exception as error:  # whatever kept it from beginning is the parent's to tell
         tell(f"{type(error).__name__}: {error}")

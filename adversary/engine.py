@@ -54,11 +54,12 @@ class Engine(Protocol):
 
 def stream(seed: int, frame: str, use: int) -> np.random.Generator:
     """Random numbers of the frame's own, from the seed and its place in the client's sequence: company changes nothing."""
+    name, _, row = frame.partition("#")
     try:
-        place = FrameId.parse(frame).sequence
+        place = FrameId.parse(name).sequence
     except LatentbedError:
         place = int.from_bytes(frame.encode()[:32], "little")
-    return np.random.default_rng([seed, place, use])
+    return np.random.default_rng([seed, place, use, *([int(row)] if row.isdecimal() else [])])
 
 
 class LocalEngine:

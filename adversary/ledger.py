@@ -47,9 +47,11 @@ class Ledger:
 
     def sent(
         self, frame: str, attempt: int, kind: Kind, rows: int, *,
-        payload_bytes: int, asks: list[tuple[str, str, int]] | None = None, why: str | None = None
+        payload_bytes: int, asks: list[tuple[str, str, int]] | None = None, why: str | None = None,
+        client_id: str | None = None
     ) -> None:  # fmt: skip
-        """Call before the bytes leave. `asks`: (frame attacked, phase, rows) of a query request."""
+        """Call before the bytes leave. `asks`: (frame attacked, phase, rows) of a query request; `client_id`: what a client
+        that is none of ours calls its frame."""
         row: dict[str, object] = {
             "event": "sent", "id": frame, "attempt": attempt, "kind": kind, "rows": rows, "bytes": payload_bytes,
             "t_ns": now_ns(),
@@ -58,6 +60,8 @@ class Ledger:
             row["asks"] = asks
         if why is not None:
             row["why"] = why
+        if client_id is not None and client_id != frame:
+            row["client_id"] = client_id
         with self._lock:
             self._open.add((frame, attempt))
             self.counts[kind] += rows

@@ -16,10 +16,16 @@ from adversary.relay.interception import Interception
 from adversary.targets import check_target
 from splitcore.artefact import Artefact
 from splitcore.control import load_token, serving
+from splitcore.errors import ScenarioError
 from splitcore.node import begin, joined, keep_memory, on_end, tell_ready
 from splitcore.telemetry.spans import Telemetry
-from splitcore.wire.channel import split_address
+from splitcore.wire.channel import split_address, sync_channel
+from splitcore.wire.endpoint import Endpoint, EndpointConfig
+from splitcore.wire.look import look
 from splitcore.wire.tls import ClientTls, ServerTls
+
+PATIENCE_S = 30.0
+"""for a server that is not there yet, or has not loaded its model"""
 
 
 class Adversary:
@@ -53,13 +59,32 @@ class Adversary:
 
     async def _change(self, addon: Addon, behaviour: object) -> None:
         before, self.relay.addon, self.behaviour = self.relay.addon, addon, behaviour
+        self.relay.books.names.run = getattr(behaviour, "run", "idle")
         await before.close()
         if isinstance(before, Attacker):
             self._retired += before.engine.counts
 
 
+async def _known(
+    artefact: Path | None, endpoint: EndpointConfig | None, upstream: str, tls: ClientTls | None
+) -> Artefact | Endpoint:
+    """What there is to know of the model: all, from its artefact, or what its server says of it."""
+    if (artefact is None) == (endpoint is None):
+        raise ScenarioError("expected --artefact, of a model of ours, or --model, one of the server behind")
+    if artefact is not None:
+        return Artefact(artefact)
+    assert endpoint is not None
+
+    def ask() -> Endpoint:
+        with sync_channel(upstream, tls=tls) as channel:
+            return look(channel, endpoint, patience_s=PATIENCE_S)
+
+    return await asyncio.to_thread(ask)
+
+
 async def run(
-    *, artefact: Path, listen: str, upstream: str, control: str, state: Path, token_file: Path, names: frozenset[str],
+    *, artefact: Path | None, endpoint: EndpointConfig | None = None,
+    listen: str, upstream: str, control: str, state: Path, token_file: Path, names: frozenset[str],
     telemetry: str | None, node: str, allow: frozenset[str], data_dir: Path | None,
     trust: frozenset[str] = frozenset(), upstream_tls: ClientTls | None = None, control_tls: ServerTls | None = None,
     intercepting: Interception | None = None,
@@ -75,10 +100,15 @@ async def run(
         closing.callback(ledger.close)
         spans = Telemetry(node, telemetry)
         closing.callback(spans.close)
-        workshop = Workshop(Artefact(artefact), upstream, state, ledger, data_dir, trusted=trust, tls=upstream_tls)
-        relay = Relay(
-            upstream, await workshop.addon(PassBehaviour()), ledger, spans, tls=upstream_tls, intercepting=intercepting
+        known = await _known(artefact, endpoint, upstream, upstream_tls)
+        workshop = Workshop(
+            known, upstream, state, ledger, data_dir, trusted=trust, tls=upstream_tls, overheard=lambda: relay.overheard
         )
+        correlates = known.correlates if isinstance(known, Endpoint) else True
+        relay = Relay(
+            upstream, await workshop.addon(PassBehaviour()), ledger, spans, tls=upstream_tls, intercepting=intercepting,
+            form=workshop.victim.form, correlates=correlates,
+        )  # fmt: skip
         adversary = Adversary(relay, workshop, ledger)
         app = build_control(adversary, token=load_token(token_file), names=names)
         host, port = split_address(control)

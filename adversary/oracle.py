@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import grpc
@@ -15,6 +16,7 @@ from splitcore.errors import WireError
 from splitcore.frame import Frame, Reply
 from splitcore.wire import oip
 from splitcore.wire.channel import sync_channel
+from splitcore.wire.form import Form
 from splitcore.wire.tls import ClientTls
 
 log = logging.getLogger(__name__)
@@ -50,20 +52,21 @@ class LiveOracle:
     """A live server of the Open Inference Protocol, over a channel of its own, apart from the frames that are relayed.
 
     Requests are messages of one stream, which costs either end half of what a call each does; a server without
-    ModelStreamInfer gets calls.
+    ModelStreamInfer gets calls, and so does one whose streams do not say which request they answer.
     """
 
     def __init__(
-        self, target: str, *, tls: ClientTls | None = None, credentials: Callable[[], str | None] = lambda: None
-    ) -> None:
+        self, target: str, form: Form = oip, *, streams: bool = True, tls: ClientTls | None = None,
+        credentials: Callable[[], str | None] = lambda: None,
+    ) -> None:  # fmt: skip
         """`tls`: how the server is reached; None: in clear text. `credentials`: what it says of itself, as a client whose
         metadata passed said it; asked when a stream begins."""
-        self._target, self._tls, self._credentials = target, tls, credentials
+        self._target, self._form, self._tls, self._credentials = target, form, tls, credentials
         self._channel = sync_channel(target, tls=tls)
         self._infer = self._channel.unary_unary(oip.path(oip.INFER))
         self._live = self._channel.unary_unary(oip.path(oip.LIVE))
         self._line: _Line | None = None
-        self._calls_only = False
+        self._calls_only = not streams
         self._lock = threading.Lock()
 
     def ask(self, frame: Frame, answered: Answered, timeout_s: float | None = None) -> None:
@@ -73,7 +76,7 @@ class LiveOracle:
                 if self._line is None or self._line.broken:
                     # on a connection of its own: that of a broken one may be half open, and a stream on it is as dead
                     line = sync_channel(self._target, tls=self._tls)
-                    self._line = _Line(line, self._without_stream, self._metadata())
+                    self._line = _Line(line, self._without_stream, self._form, self._metadata())
                 line = self._line
             if line.ask(frame, answered, timeout_s):
                 return  # else it broke this moment
@@ -86,11 +89,11 @@ class LiveOracle:
         self._call(frame, answered, timeout_s)
 
     def _call(self, frame: Frame, answered: Answered, timeout_s: float | None) -> None:
-        call = self._infer.future(oip.pack_request(frame), timeout=timeout_s, metadata=self._metadata())
+        call = self._infer.future(self._form.pack_request(frame), timeout=timeout_s, metadata=self._metadata())
 
         def done(call: grpc.Future) -> None:
             try:
-                answered(oip.unpack_reply(call.result()))
+                answered(replace(self._form.unpack_reply(call.result()), id=frame.id))
             except grpc.RpcError as error:
                 refused = error.code() not in TRANSIENT
                 answered(Reply(id=frame.id, error=f"{error.code().name}: {error.details()}") if refused else error)
@@ -128,8 +131,10 @@ class _Line:
         self,
         channel: grpc.Channel,
         otherwise: Callable[[Frame, Answered, float | None], None],
+        form: Form,
         metadata: tuple[tuple[str, str], ...] = (),
     ) -> None:
+        self._form = form
         self.broken = False
         self._channel, self._otherwise = channel, otherwise
         self._lock = threading.Lock()
@@ -148,7 +153,7 @@ class _Line:
             if self.broken:
                 return False
             self._pending[frame.id] = (frame, answered, timeout_s, due)
-        self._outgoing.put(oip.pack_request(frame))
+        self._outgoing.put(self._form.pack_request(frame))
         return True
 
     def _messages(self) -> Iterator[bytes]:
@@ -159,7 +164,7 @@ class _Line:
         failure: Exception = LinkError("the server ended the stream")
         try:
             for message in self._call:
-                reply = oip.unpack_stream_reply(message)
+                reply = self._form.unpack_stream_reply(message)
                 self._answered_any = True
                 with self._lock:
                     entry = self._pending.pop(reply.id, None)

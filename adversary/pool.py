@@ -8,25 +8,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass as config_dataclass
 
 from adversary.attacks.base import POOLS, About, Pool, learns
+from adversary.recording import Heard, recorded
 from adversary.space import InputSpace, LatentSpace, Space, WireSpace
+from adversary.victim import OwnModel, Victim
 from splitcore.artefact import Artefact
 from splitcore.codec import Codec, fit
 from splitcore.codec.base import STRICT
 from splitcore.errors import CodecError, ScenarioError
 from splitcore.frame import WORD
 from splitcore.head import Head, as_unit
-from splitcore.journal import read
-from splitcore.latent import F32, LatentSpec
+from splitcore.latent import F32
 from splitcore.threat import Point, ThreatModel, absolute_eps
 
 MAX_LATENTS = 8192
+MAX_CLASSES = 1 << 16
 MAX_BYTES = 1 << 29
 """of all points as float32"""
 
@@ -70,6 +72,15 @@ class Stock:
     space: Space
     """around the first of them"""
 
+    @property
+    def classes(self) -> int:
+        """As the answers had scores; else one more than the highest label. Raises ScenarioError."""
+        scores = self.pool.scores
+        classes = int(self.pool.labels.max()) + 1 if scores is None else scores.shape[1]
+        if classes > MAX_CLASSES:
+            raise ScenarioError(f"expected labels below {MAX_CLASSES} to learn from, got {classes - 1}: are they texts?")
+        return classes
+
     def about(self, threat: ThreatModel, classes: int, seed: int) -> About:
         """Raises ScenarioError where the threat model's eps or box has no meaning here."""
         space, points = self.space, self.pool.points
@@ -84,19 +95,19 @@ class Stock:
         )  # fmt: skip
 
 
-def stock(config: Recording | OwnSamples, point: Point, artefact: Artefact, recordings: Path) -> Stock:
+def stock(config: Recording | OwnSamples, point: Point, known: Artefact | Victim, recordings: Path) -> Stock:
     """`recordings`: the folder with a journal for each recorded run. Raises ScenarioError, ArtefactError."""
-    latent = artefact.latent
-    elements = latent.elements if point != "input" else int(np.prod(artefact.manifest.input_shape))
+    victim: Victim = OwnModel(known) if isinstance(known, Artefact) else known
+    elements = int(np.prod(victim.artefact.manifest.input_shape if point == "input" else victim.shape or (1,)))
     if config.limit * elements * 4 > MAX_BYTES:
         raise ScenarioError(
             f"expected a pool of at most {MAX_BYTES >> 20} MiB, got a limit of {config.limit} points of {elements} elements: "
             f"say `limit: {max(1, MAX_BYTES // (4 * elements))}` or less"
         )
     if isinstance(config, OwnSamples):
-        return _own(config, point, artefact)
+        return _own(config, point, victim.artefact)
     assert point == "wire", "fits_pool"
-    return _recorded(config, recordings, latent)
+    return _recorded(config, recordings, victim)
 
 
 def _own(config: OwnSamples, point: Point, artefact: Artefact) -> Stock:
@@ -111,81 +122,26 @@ def _own(config: OwnSamples, point: Point, artefact: Artefact) -> Stock:
     return Stock(Pool(codec.snap(latents), labels), _wire(codec.encode(latents[:1])[0], codec))
 
 
-@dataclass(slots=True)
-class _Heard:
-    """A recorded frame and, once it came, its answer."""
-
-    codec: str
-    shape: tuple[int, ...]
-    payloads: tuple[bytes, ...]
-    labels: Sequence[int] | None = None
-    scores: Sequence[Sequence[float]] | None = None
-
-
-def _recorded(config: Recording, recordings: Path, latent: LatentSpec) -> Stock:
-    path = recordings / f"{config.run}.jsonl"
-    if not path.exists():
-        there = sorted(other.stem for other in recordings.glob("*.jsonl"))
-        raise ScenarioError(
-            f"expected the recording of run {config.run}, found {', '.join(there[:8]) or 'none'}: record first, by behaviour "
-            "record or by a record pass before this one"
-        )
-    frames = _heard(path, config.limit)
-    if not frames:
-        raise ScenarioError(
-            f"expected frames with answers in the recording of run {config.run}, found none: let frames pass while it records"
-        )
-    wrong = next((frame for frame in frames if frame.shape != latent.shape), None)
+def _recorded(config: Recording, recordings: Path, victim: Victim) -> Stock:
+    frames = recorded(config.run, recordings, config.limit)
+    shape = victim.shape or frames[0].shape
+    wrong = next((frame for frame in frames if frame.shape != shape), None)
     if wrong is not None:
         raise ScenarioError(
-            f"expected latents {list(latent.shape)} in the recording of run {config.run}, got {list(wrong.shape)}: it was made "
+            f"expected latents {list(shape)} in the recording of run {config.run}, got {list(wrong.shape)}: it was made "
             "with another artefact; record again"
         )
     try:
-        codecs = {name: fit(name, latent) for name in {frame.codec for frame in frames}}
+        codecs = {name: victim.codec(name, shape) for name in {frame.codec for frame in frames}}
         points = np.concatenate([codecs[frame.codec].decode(frame.payloads) for frame in frames])[: config.limit]
     except CodecError as error:
         raise ScenarioError(f"the recording of run {config.run} does not decode: {error}: record again") from error
     labels = np.concatenate([np.asarray(frame.labels, np.int64) for frame in frames])[: config.limit]
-    return Stock(Pool(points, labels, _scores(frames, len(points))), _wire(frames[0].payloads[0], codecs[frames[0].codec]))
+    space = victim.space(codecs[frames[0].codec], frames[0].payloads[0])
+    return Stock(Pool(points, labels, _scores(frames, len(points))), space)
 
 
-def _heard(path: Path, limit: int) -> list[_Heard]:
-    """The first frames that were answered, with at least `limit` latents in all if there are so many; each payload once."""
-    frames: dict[str, _Heard] = {}
-    known: set[tuple[bytes, ...]] = set()
-    taken = 0
-    for row in read(path):
-        name = row.get("id")
-        if row.get("event") == "sent" and taken < limit and name not in frames:
-            frame = _frame(row)
-            if frame.payloads not in known:
-                frames[str(name)] = frame
-                known.add(frame.payloads)
-                taken += len(frame.payloads)
-        elif row.get("event") == "answered" and name in frames and frames[str(name)].labels is None:
-            frame = frames[str(name)]
-            frame.labels, frame.scores = _labels(row), row.get("scores")
-            if frame.labels is None or len(frame.labels) != len(frame.payloads) or min(frame.labels) < 0:
-                # refused, or rejected by a detector: its place is free for another
-                del frames[str(name)]
-                known.discard(frame.payloads)
-                taken -= len(frame.payloads)
-    return [frame for frame in frames.values() if frame.labels is not None]
-
-
-def _frame(row: dict[str, Any]) -> _Heard:
-    return _Heard(str(row["codec"]), tuple(row["shape"]), tuple(bytes.fromhex(payload) for payload in row["payloads"]))
-
-
-def _labels(row: dict[str, Any]) -> Sequence[int] | None:
-    if row.get("labels") is not None or row.get("scores") is None:
-        labels: Sequence[int] | None = row.get("labels")
-        return labels
-    return [int(np.argmax(scores)) for scores in row["scores"]]
-
-
-def _scores(frames: Sequence[_Heard], n: int) -> F32 | None:
+def _scores(frames: Sequence[Heard], n: int) -> F32 | None:
     """[n, classes], NaN where a frame has none; None where none has."""
     classes = next((len(frame.scores[0]) for frame in frames if frame.scores), None)
     if classes is None:

@@ -114,7 +114,7 @@ class Record:
                 frame, slot = kept[name]
                 again = Frame(
                     id=name, payloads=frame.payloads, codec=frame.codec, shape=frame.shape, attempt=attempt + 1,
-                    origin="query", model=frame.model, labels_only=frame.labels_only,
+                    origin="query", model=frame.model, labels_only=frame.labels_only, template=frame.template,
                 )  # fmt: skip
                 past.out.append((again, pieces, slot))
                 self._slots[slot] = self._mapped(slot, 0)
@@ -135,6 +135,7 @@ class Record:
             {
                 "id": frame.id, "codec": frame.codec, "shape": frame.shape, "model": frame.model,
                 "labels_only": frame.labels_only, "sizes": [len(payload) for payload in frame.payloads],
+                **({"template": frame.template.hex()} if frame.template else {}),
             }
         )  # fmt: skip
         size = sum(map(len, frame.payloads))
@@ -193,7 +194,7 @@ class Record:
                 at += size
             yield int(path.name.removeprefix("slot-")), Frame(
                 id=head["id"], payloads=tuple(payloads), codec=head["codec"], shape=tuple(head["shape"]),
-                model=head["model"], labels_only=head["labels_only"],
+                model=head["model"], labels_only=head["labels_only"], template=bytes.fromhex(head.get("template", "")),
             )  # fmt: skip
 
 

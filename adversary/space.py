@@ -29,13 +29,15 @@ class Space(ABC):
     """the box, broadcastable to a point; infinite where there is none"""
     scale: Scale
     codec: Codec
+    template: bytes = b""
+    """what a foreign endpoint's request carries besides the latent (splitcore.wire.endpoint); empty for ours"""
     coupled = False
     """one coordinate's change may move where others arrive, as in a block of JPEG"""
 
     @property
     def encoder(self) -> tuple[object, ...]:
         """Spaces with equal encoders snap and encode alike, so that candidates of many frames go through in one stack."""
-        return (id(self.codec),)
+        return (id(self.codec), self.template)
 
     @abstractmethod
     def encode(self, points: F32) -> list[bytes]:
@@ -80,7 +82,8 @@ class Space(ABC):
 class WireSpace(Space):
     """What a man in the middle has: the latent that the payload decodes to, and the codec's grid to move on."""
 
-    def __init__(self, payload: bytes | memoryview, codec: Codec, std: float) -> None:
+    def __init__(self, payload: bytes | memoryview, codec: Codec, std: float, *, template: bytes = b"") -> None:
+        self.template = template
         codec = self.codec = codec.as_sent(payload)
         self.coupled = codec.coupled
         self.centre = codec.decode([payload])[0]

@@ -75,6 +75,10 @@ class Frame:
     """ask that an answer says whether it is its request's last (`triton_enable_empty_final_response`)"""
     timed: bool = False
     """ask the server to say how long the frame was with it"""
+    numbered: bool = True
+    """its client numbers its attempts, as ours do: the same id again is the same frame again. Of others nobody knows"""
+    template: bytes = b""
+    """of a foreign endpoint: the request around the tensor that is attacked, with everything else that it carries"""
 
     @property
     def rows(self) -> int:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from adversary.attacks import Attack
@@ -23,6 +23,7 @@ from splitcore.frame import Frame
 from splitcore.journal import Journal, Row
 from splitcore.threat import ThreatModel
 from splitcore.wire import oip
+from splitcore.wire.form import Form
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +41,15 @@ class Attacker:
     def __init__(
         self, attack: Attack, threat: ThreatModel, engine: Engine, sessions: Journal, *,
         seed: int, order: Order = "overtake", share: float = 1.0, max_held: int = 256, max_held_bytes: int = 64 << 20,
-        model: str = "",
+        model: str = "", form: Form = oip,
     ) -> None:  # fmt: skip
-        """`model`: what the attack knows; frames that name another pass. Empty: whatever they name."""
+        """`form`: of the frames. `model`: what the attack knows; frames that name another pass. Empty: whatever they name."""
         self.order: Order = order
         self.counts: Counter[str] = Counter()
         """frames held now and in all, sessions by reason, queries"""
         self.attack, self._threat = attack, threat
         self.engine, self._sessions = engine, sessions
-        self._model = model
+        self._model, self._form = model, form
         self._seed, self._share = seed, share
         self._max_held, self._max_held_bytes = max_held, max_held_bytes
         self._held = self._held_bytes = 0
@@ -74,25 +75,33 @@ class Attacker:
 
     def request(self, frame: Frame, message: bytes) -> Forward | Awaitable[Forward]:
         size = sum(map(len, frame.payloads))
-        if frame.rows != 1:
-            return Forward(message, "error: a frame of more than one latent is not held", size)
         if foreign(frame, self._model):
             return Forward(message, "foreign", size)
-        known = self._outcomes.get(frame.id)
-        if known is not None:
-            return self._hold(frame.id, message, size, known)
+        # each row is somebody's sample, with a session and a budget of its own
+        rows = [frame] if frame.rows == 1 else self._form.split(frame)
+        known = [outcome for row in rows if (outcome := self._outcomes.get(row.id)) is not None]
+        if len(known) == len(rows):
+            return self._hold(frame, message, size, known)
         if self._share < 1 and stream(self._seed, frame.id, 1).random() >= self._share:
             return Forward(message, "passed", size)
-        if self._held >= self._max_held or self._held_bytes + size > self._max_held_bytes:
-            full = Outcome(frame=frame.id, attack=self.attack.kind, point=self._threat.point, reason="full")
-            self._tell(full)
-            self._recalled(full)
+        if self._held + len(rows) > self._max_held or self._held_bytes + size > self._max_held_bytes:
+            for row in rows:
+                full = Outcome(frame=row.id, attack=self.attack.kind, point=self._threat.point, reason="full")
+                self._tell(full)
+                self._recalled(full)
             return Forward(message, "full", size)
+        return self._hold(frame, message, size, [self._outcome_of(row) for row in rows])
+
+    def _outcome_of(self, frame: Frame) -> asyncio.Future[Outcome]:
+        """What the frame's session comes to: one that runs or ended, or a new one."""
+        known = self._outcomes.get(frame.id)
+        if known is not None:
+            return known
         outcome: asyncio.Future[Outcome] = self._loop.create_future()
         self._remember(frame.id, outcome)
-        self._count(outcome, size)
+        self._count(outcome, sum(map(len, frame.payloads)))
         self._begin(frame, outcome)
-        return self._hold(frame.id, message, size, outcome)
+        return outcome
 
     def _count(self, outcome: asyncio.Future[Outcome], size: int) -> None:
         """A frame is held from its arrival until its session has ended, whether anybody waits for it or not."""
@@ -146,16 +155,19 @@ class Attacker:
         row["payload"] = None if outcome.payload is None else outcome.payload.hex()
         self._sessions.append(row)
 
-    def _hold(self, frame_id: str, message: bytes, size: int, outcome: asyncio.Future[Outcome]) -> Awaitable[Forward]:
+    def _hold(self, frame: Frame, message: bytes, size: int, outcomes: Sequence[asyncio.Future[Outcome]]) -> Awaitable[Forward]:
         async def wait() -> Forward:
-            result = await asyncio.shield(outcome)
-            if result.payload is None:
-                return Forward(message, result.reason, size)
+            results = [await asyncio.shield(outcome) for outcome in outcomes]
+            why = results[0].reason if len(results) == 1 else _reasons(results)
+            if all(result.payload is None for result in results):
+                return Forward(message, why, size)
+            payloads = [own if result.payload is None else result.payload
+                        for own, result in zip(frame.payloads, results, strict=True)]  # fmt: skip
             try:
-                return Forward(oip.replace_payloads(message, [result.payload]), result.reason, len(result.payload))
+                return Forward(self._form.replace_payloads(message, payloads), why, sum(map(len, payloads)))
             except WireError as error:
                 # another latent under the id of one that was attacked: it is not ours to send in its place
-                log.warning("%r goes on as it came: %s", frame_id, error)
+                log.warning("%r goes on as it came: %s", frame.id, error)
                 return Forward(message, "error: another latent came under this id", size)
 
         # a task, since a client that leaves may never come to wait for it
@@ -174,3 +186,8 @@ class Attacker:
             died.error = "its session died with the adversary's process, and its frame never came again"
             self._tell(died)
         self._sessions.close()
+
+
+def _reasons(results: Sequence[Outcome]) -> str:
+    """Of the rows of one frame, the most frequent first: `success 3, budget 1`."""
+    return ", ".join(f"{reason} {count}" for reason, count in Counter(result.reason for result in results).most_common())

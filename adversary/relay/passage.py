@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
 from adversary.ledger import Kind, Ledger
+from adversary.names import Names
 from adversary.relay.addon import Addon, Forward
+from adversary.relay.flight import Flight
 from adversary.relay.headers import pick, status_of
 from adversary.relay.messages import expand
 from splitcore.errors import WireError
@@ -18,6 +20,7 @@ from splitcore.frame import Frame, Reply
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import oip
+from splitcore.wire.form import Form
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +39,23 @@ class Books:
     overheard: str | None = None
     """the newest `authorization` that a client said"""
     unaccounted: int = 0
-    """messages of the inference methods that passed without a place in the books: no frame, or one without an id"""
+    """messages of the inference methods that passed without a place in the books: they hold no frame"""
+    form: Form = oip
+    """what the frames look like"""
+    correlates: bool = True
+    """whether answers of the server's streams say by their ids whom they answer"""
+    names: Names = field(default_factory=Names)
 
 
 class Passage:
     """One frame of the client on its way through."""
 
-    __slots__ = ("_books", "_kind", "_size", "_times", "_why", "addon", "frame")
+    __slots__ = ("_books", "_kind", "_size", "_times", "_why", "addon", "frame", "wire_id")
 
     def __init__(self, books: Books, addon: Addon, frame: Frame) -> None:
-        self.frame = frame
+        self.wire_id = frame.id
+        """what its client calls it"""
+        self.frame = books.names.booked(frame)
         self.addon = addon
         self._kind: Kind = addon.kind
         self._books = books
@@ -58,6 +68,11 @@ class Passage:
             self.take(decision)
         return decision
 
+    @property
+    def keeps_order(self) -> bool:
+        """Its client may tell answers apart by their order alone: nothing overtakes it, whatever the addon says."""
+        return self.addon.order == "keep" or not (self.frame.numbered and self._books.correlates)
+
     def unasked(self, why: str) -> None:
         """It passes without the addon's having a say."""
         self._kind, self._why, self._size = "clean", why, sum(map(len, self.frame.payloads))
@@ -69,7 +84,9 @@ class Passage:
         """Before its last byte does."""
         self._times["relay_out"] = now_ns()
         frame = self.frame
-        self._books.ledger.sent(frame.id, frame.attempt, self._kind, frame.rows, payload_bytes=self._size, why=self._why)
+        self._books.ledger.sent(
+            frame.id, frame.attempt, self._kind, frame.rows, payload_bytes=self._size, why=self._why, client_id=self.wire_id
+        )
 
     def replied(self, refusal: str | None) -> None:
         """An answer came, or the server's refusal in-band: then no row of it was computed."""
@@ -97,7 +114,7 @@ class Call:
         self._books = books
         self._encoding = encoding
         self._reply_headers = b""
-        self._flight: dict[str, Passage] = {}
+        self._flight = Flight(books.correlates)
         self._later: list[tuple[Callable[..., Any], bytes | str, bool]] = []
 
     def encoding(self, answers: bool) -> bytes:
@@ -111,10 +128,10 @@ class Call:
     def frame_of(self, message: bytes | None, addon: Addon) -> Passage | None:
         """A passage for a frame that can be accounted for; None: it passes, and the server shall judge it."""
         try:
-            frame = None if message is None else oip.unpack_request(message)
+            frame = None if message is None else self._books.form.unpack_request(message)
         except WireError:
             frame = None
-        if frame is None or not frame.id:
+        if frame is None:
             self._books.unaccounted += 1
             return None
         return Passage(self._books, addon, frame)
@@ -137,10 +154,9 @@ class Call:
 
     def leaves(self, passage: Passage) -> None:
         self.settle()
-        before = self._flight.pop(passage.frame.id, None)
+        before = self._flight.add(passage)
         if before is not None:
             before.lost("the client sent the frame again on the same stream")
-        self._flight[passage.frame.id] = passage
         self.answering = self.answering or hasattr(passage.addon, "answer")
         passage.leaves()
 
@@ -150,14 +166,15 @@ class Call:
             return None
         reply: Reply | None = None
         if self.unary:
-            passage = self._flight.pop(next(iter(self._flight)))
+            passage = self._flight.only()
             passage.replied(None)
         else:
             try:
-                reply = oip.unpack_stream_reply(message)
-            except WireError:
-                return None  # not ours to judge: it passes as it is
-            found = self._flight.pop(reply.id, None)
+                reply = self._books.form.unpack_stream_reply(message)
+            except WireError as error:
+                # not ours to judge, it passes as it is; whom it answers can be known all the same
+                reply = Reply(id=error.frame_id, error=f"an answer that cannot be read: {error}")
+            found = self._flight.take(reply.id)
             if found is None:
                 return None
             passage = found
@@ -165,7 +182,7 @@ class Call:
         listen: Callable[[Frame, Reply], Any] | None = getattr(passage.addon, "reply", None)
         if listen is not None:
             try:
-                listen(passage.frame, oip.unpack_reply(message) if reply is None else reply)
+                listen(passage.frame, self._books.form.unpack_reply(message) if reply is None else reply)
             except Exception:
                 log.exception("%s: the addon failed at the answer, which passes", passage.frame.id)
         return passage
@@ -179,6 +196,5 @@ class Call:
 
     def ended(self, reason: str, _: bool = False) -> None:
         """No answer will come any more."""
-        flight, self._flight = self._flight, {}
-        for passage in flight.values():
+        for passage in self._flight.drain():
             passage.lost(reason)

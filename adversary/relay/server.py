@@ -15,7 +15,9 @@ from adversary.relay.interception import Interception
 from adversary.relay.passage import Books
 from adversary.relay.splice import ANSWER, ASK, Splice
 from splitcore.telemetry.spans import Telemetry
+from splitcore.wire import oip
 from splitcore.wire.channel import split_address
+from splitcore.wire.form import Form
 from splitcore.wire.tls import ALPN, ClientTls
 
 log = logging.getLogger(__name__)
@@ -38,14 +40,15 @@ class Relay:
 
     def __init__(
         self, upstream: str, addon: Addon, ledger: Ledger, telemetry: Telemetry, *,
-        tls: ClientTls | None = None, intercepting: Interception | None = None,
+        tls: ClientTls | None = None, intercepting: Interception | None = None, form: Form = oip, correlates: bool = True,
     ) -> None:  # fmt: skip
         """`tls`: how the server is reached; None: in clear text. `intercepting`: clients speak TLS with the relay; None: clear
-        text, and where a client speaks TLS its bytes pass as they are."""
+        text, and where a client speaks TLS its bytes pass as they are. `form`: what the frames look like; `correlates`: whether
+        answers of the server's streams say by their ids whom they answer."""
         self.addon = addon
         self.upstream = upstream
         self.tls, self.intercepting = tls, intercepting
-        self.books = Books(ledger, telemetry, MAX_KEPT_BYTES)
+        self.books = Books(ledger, telemetry, MAX_KEPT_BYTES, form=form, correlates=correlates)
         self.pairs: set[Pair] = set()
         self._server: asyncio.Server | None = None
 

@@ -254,7 +254,7 @@ class Splice:
             changed = compress(forward.message, encoding) if compressed else forward.message
             return b"".join(prefixed(changed, compressed))
 
-        keep = passage.addon.order == "keep"
+        keep = passage.keeps_order
         if isinstance(decision, Forward):
             content = packed(decision)
             if not (keep and way.turns):

@@ -16,8 +16,11 @@ MAX_FIELDS = 4096
 """top-level fields of a message at most"""
 
 
-CONTENTS, FP32_CONTENTS, BYTES_CONTENTS = 5, 6, 8
-"""numbers in a tensor, and in its contents, of what takes no more memory than its bytes, or is few"""
+CONTENTS = 5
+"""the protocol's number of a tensor's typed contents"""
+LIGHT = (2, 4, 6, 7, 8)
+"""numbers in these of packed int32, uint32, float32, float64 and of BYTES: parsed they take at most four times their bytes, or
+are few"""
 
 
 def weigh(message: bytes | memoryview, raw: int, typed: int = 0) -> None:
@@ -39,13 +42,13 @@ def weigh(message: bytes | memoryview, raw: int, typed: int = 0) -> None:
 
 
 def _numbers(tensor: memoryview) -> int:
-    """Bytes of packed floats and of BYTES elements in a tensor's typed contents."""
+    """Bytes of packed numbers and of BYTES elements in a tensor's typed contents."""
     return sum(
         stop - begin
         for number, start, end in fields(tensor)
         if number == CONTENTS
         for kind, begin, stop in fields(tensor[start:end])
-        if kind in (FP32_CONTENTS, BYTES_CONTENTS)
+        if kind in LIGHT
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -166,7 +166,13 @@ def unpack_request(message: bytes) -> Frame:
         priority=priority,
         stateful=SEQUENCE_KEY in request.parameters,
         mark_final=_flag(request, MARK_FINAL_KEY),
+        numbered=attempt is not None,
     )
+
+
+def split(frame: Frame) -> list[Frame]:
+    """A frame of k rows as k of one row each, named `<id>#<row>`."""
+    return [replace(frame, id=f"{frame.id}#{row}", payloads=(payload,)) for row, payload in enumerate(frame.payloads)]
 
 
 def replace_payloads(message: bytes, payloads: Sequence[bytes | memoryview]) -> bytes:
@@ -218,15 +224,20 @@ def unpack_stream_reply(message: bytes) -> Reply:
     one's model name reads as an error, and version `01` as an empty response. A bare one with neither id nor outputs
     cannot be told; it answers none of our requests, which all have ids. Raises WireError.
     """
+    return _reply(*split_stream_reply(message))
+
+
+def split_stream_reply(message: bytes) -> tuple[pb.ModelInferResponse, str | None]:
+    """(response, error) of a streamed answer in either dialect. Raises WireError."""
     parts = list(fields(message))
     if any(number > INFER_RESPONSE for number, _, _ in parts):
-        return unpack_reply(message)
+        return _parse(pb.ModelInferResponse, message, RAW_OUTPUTS), None
     if len(parts) > 2:
         raise WireError(f"expected an error and a response in a streamed answer, got {len(parts)} fields")
     for number, start, end in parts:
         weigh(memoryview(message)[start:end], RAW_OUTPUTS if number == INFER_RESPONSE else 0)
     triton = _parse(pb.ModelStreamInferResponse, message, INFER_RESPONSE)
-    return _reply(triton.infer_response, triton.error_message or None)
+    return triton.infer_response, triton.error_message or None
 
 
 def _response(reply: Reply) -> pb.ModelInferResponse:
