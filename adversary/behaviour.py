@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -194,6 +194,11 @@ class Workshop:
         if calibration is None and isinstance(self._known, Endpoint) and isinstance(behaviour.pool, Recording):
             calibration = behaviour.pool.run
         return self.victim.measured(behaviour.threat, calibration, self._state / "recorded")
+
+    def scale(self, behaviour: AttackBehaviour) -> dict[str, Any] | None:
+        """What units of eps mean for a foreign endpoint, and where that comes from; None for an artefact, which says it."""
+        victim = self.measured(behaviour)
+        return victim.statistics.plain() if isinstance(victim, ForeignModel) else None
 
     def _engine(self, behaviour: AttackBehaviour, ready: Prepared) -> Engine:
         """A crew where the behaviour wants one; a blind attack asks nothing, and stays in this process."""

@@ -8,7 +8,7 @@ from fastapi import FastAPI, HTTPException, Query
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from adversary.addons.attacker import Attacker
-from adversary.behaviour import Behaviour
+from adversary.behaviour import AttackBehaviour, Behaviour
 from splitcore.control import NDJSON, control_app, journal_response
 from splitcore.errors import LatentbedError
 
@@ -51,7 +51,9 @@ def build_control(adversary: Adversary, *, token: str, names: frozenset[str]) ->
         if not isinstance(addon, Attacker):
             return {"behaviour": behaviour.kind, "feedback": "none"}
         learned = dict(getattr(addon.attack, "learned", {}))
-        return {"behaviour": behaviour.kind, "feedback": addon.attack.feedback, "learned": learned}
+        said = {"behaviour": behaviour.kind, "feedback": addon.attack.feedback, "learned": learned}
+        scale = adversary.workshop.scale(behaviour) if isinstance(behaviour, AttackBehaviour) else None
+        return said if scale is None else {**said, "scale": scale}
 
     @app.get("/ledger", response_class=StreamingResponse, responses=NDJSON)
     async def ledger(run: Annotated[str | None, Query(pattern=RUN)] = None) -> StreamingResponse:

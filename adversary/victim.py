@@ -110,6 +110,10 @@ class Statistics:
     source: str = ""
     """where they come from, in words"""
 
+    def plain(self) -> dict[str, float | str | None]:
+        ends = None if self.lo is None or self.hi is None else max(self.hi) - min(self.lo)
+        return {"range": ends, "std": self.std, "source": self.source}
+
 
 class ForeignModel:
     """A model behind an endpoint: names and shapes are in its metadata, what is usual in its traffic."""

@@ -118,36 +118,40 @@ def put(request: pb.ModelInferRequest, at: int, data: bytes) -> None:
 def rows_of(request: pb.ModelInferRequest, at: int, refuse: Refuse) -> list[Callable[[pb.ModelInferRequest], None]]:
     """For each row of input `at`, what leaves that row alone of it in a copy of the request."""
     tensor = request.inputs[at]
+    if request.raw_input_contents:
+        return [_left_raw(at, part) for part in _raw_rows(tensor, request.raw_input_contents[at], refuse)]
+    values: list[Any] = list(next((values for _, values in tensor.contents.ListFields()), ()))
+    each = len(values) // tensor.shape[0]
+    return [_left_typed(at, values[row * each : (row + 1) * each]) for row in range(tensor.shape[0])]
+
+
+def _raw_rows(tensor: Tensor, raw: bytes, refuse: Refuse) -> list[bytes]:
     count = tensor.shape[0]
-    raw = request.raw_input_contents[at] if request.raw_input_contents else None
-    if raw is None or tensor.datatype != "BYTES":
-        if raw is None:
-            listed: Any = next((value for _, value in tensor.contents.ListFields()), [])
-            parts: list[Any] = [
-                list(listed)[row * len(listed) // count : (row + 1) * len(listed) // count] for row in range(count)
-            ]
-        else:
-            size = len(raw) // count
-            parts = [raw[row * size : (row + 1) * size] for row in range(count)]
-    else:
-        each = math.prod(tensor.shape[1:])
-        elements = list(oip.split_bytes_elements(raw, count * each, refuse))
-        parts = [oip.join_bytes_elements(elements[row * each : (row + 1) * each]) for row in range(count)]
+    if tensor.datatype != "BYTES":
+        size = len(raw) // count
+        return [raw[row * size : (row + 1) * size] for row in range(count)]
+    each = math.prod(tensor.shape[1:])
+    elements = list(oip.split_bytes_elements(raw, count * each, refuse))
+    return [oip.join_bytes_elements(elements[row * each : (row + 1) * each]) for row in range(count)]
 
-    def alone(part: Any) -> Callable[[pb.ModelInferRequest], None]:
-        def leave(copy: pb.ModelInferRequest) -> None:
-            copy.inputs[at].shape[0] = 1
-            if raw is None:
-                field = next((descriptor.name for descriptor, _ in tensor.contents.ListFields()), None)
-                if field is not None:
-                    del getattr(copy.inputs[at].contents, field)[:]
-                    getattr(copy.inputs[at].contents, field).extend(part)
-            else:
-                copy.raw_input_contents[at] = part
 
-        return leave
+def _left_raw(at: int, part: bytes) -> Callable[[pb.ModelInferRequest], None]:
+    def leave(copy: pb.ModelInferRequest) -> None:
+        copy.inputs[at].shape[0] = 1
+        copy.raw_input_contents[at] = part
 
-    return [alone(part) for part in parts]
+    return leave
+
+
+def _left_typed(at: int, part: list[Any]) -> Callable[[pb.ModelInferRequest], None]:
+    def leave(copy: pb.ModelInferRequest) -> None:
+        copy.inputs[at].shape[0] = 1
+        for descriptor, _ in copy.inputs[at].contents.ListFields():
+            values = getattr(copy.inputs[at].contents, descriptor.name)
+            del values[:]
+            values.extend(part)
+
+    return leave
 
 
 def repeat(request: pb.ModelInferRequest, at: int, times: int) -> None:
