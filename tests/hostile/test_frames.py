@@ -84,14 +84,24 @@ FLOODS: dict[str, tuple[bytes, Callable[[int], bytes]]] = {
     "empty data": (HEAD + opened(1), lambda n: frame(http2.DATA, 0, 1)),
     "padding": (HEAD + opened(1), lambda n: frame(http2.DATA, http2.PADDED, 1, b"\xff" + bytes(255))),
     "priorities": (HEAD, lambda n: frame(http2.PRIORITY, 0, 2 * n + 1, struct.pack(">IB", 0, 9))),
-    "continuations": (HEAD + frame(http2.HEADERS, 0, 1, http2.block()), lambda n: frame(http2.CONTINUATION, 0, 1, http2.literal(b"a%d" % n, b"b" * 200))),
+    "continuations": (
+        HEAD + frame(http2.HEADERS, 0, 1, http2.block()),
+        lambda n: frame(http2.CONTINUATION, 0, 1, http2.literal(b"a%d" % n, b"b" * 200)),
+    ),
     "empty continuations": (HEAD + frame(http2.HEADERS, 0, 1, http2.block()), lambda n: frame(http2.CONTINUATION, 0, 1)),
     "window updates": (HEAD, lambda n: frame(http2.WINDOW_UPDATE, payload=struct.pack(">I", 1))),
     "unknown frames": (HEAD, lambda n: frame(0x42, 0, 0, bytes(64))),
     "table sizes": (HEAD, lambda n: frame(http2.HEADERS, http2.END_HEADERS, 2 * n + 1, b"\x20" + http2.block("/a/b"))),
-    "header tables filled": (HEAD, lambda n: frame(http2.HEADERS, http2.END_HEADERS | http2.END_STREAM, 2 * n + 1,
-                             http2.block("/a/b") + b"\x40" + http2.literal(b"k%d" % n, b"v" * 3000)[1:])),
-}  # fmt: skip
+    "header tables filled": (
+        HEAD,
+        lambda n: frame(
+            http2.HEADERS,
+            http2.END_HEADERS | http2.END_STREAM,
+            2 * n + 1,
+            http2.block("/a/b") + b"\x40" + http2.literal(b"k%d" % n, b"v" * 3000)[1:],
+        ),
+    ),
+}
 
 
 @pytest.mark.parametrize("node", NODES, indirect=True)

@@ -19,14 +19,29 @@ from splitcore.wire.channel import sync_channel
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 A_STREAM = 250
 """messages of one stream"""
-REASONS = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.DEADLINE_EXCEEDED,
-           grpc.StatusCode.RESOURCE_EXHAUSTED}  # fmt: skip
+REASONS = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
 BEHAVIOURS: dict[str, dict[str, Any]] = {
     "pass": {"kind": "pass"},
     "record": {"kind": "record", "run": "hostile-record"},
-    "overtake": {"kind": "attack", "run": "hostile-overtake", "attack": {"kind": "square"}, "threat": {"norm": "linf", "eps": 0.5, "budget": 6, "deadline_ms": 2000}},
-    "keep": {"kind": "attack", "run": "hostile-keep", "attack": {"kind": "noise"}, "threat": {"norm": "l2", "eps": 0.5}, "order": "keep"},
-}  # fmt: skip
+    "overtake": {
+        "kind": "attack",
+        "run": "hostile-overtake",
+        "attack": {"kind": "square"},
+        "threat": {"norm": "linf", "eps": 0.5, "budget": 6, "deadline_ms": 2000},
+    },
+    "keep": {
+        "kind": "attack",
+        "run": "hostile-keep",
+        "attack": {"kind": "noise"},
+        "threat": {"norm": "l2", "eps": 0.5},
+        "order": "keep",
+    },
+}
 
 
 def batches(messages: Iterator[bytes]) -> Iterator[list[bytes]]:

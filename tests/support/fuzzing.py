@@ -38,8 +38,20 @@ ID = "run/phone/3"
 PRIOR = Prior.of([np.array([1.0, 8, 1]), np.ones(9), np.array([0.5, 20, 0, 3])], (-1, -4, 0), (1.0, 0.5, 2.0))
 SPEC = LatentSpec((3, 5, 3), (-1.0, 0.0, -7.0), (1.0, 2.5, 9.0), 1.0, PRIOR)
 LATENTS = np.random.default_rng(0).uniform(-8, 10, (1, *SPEC.shape)).astype(np.float32)
-PLAIN = ("identity", "float16", "uniform2/tensor", "uniform3/channel", "uniform5/tensor", "uniform8/channel", "uniform1/tensor",
-         "uniform4/channel/sample", "uniform7/tensor/sample", "jpeg90", "jpeg20", "jpeg95/rgb-triples")  # fmt: skip
+PLAIN = (
+    "identity",
+    "float16",
+    "uniform2/tensor",
+    "uniform3/channel",
+    "uniform5/tensor",
+    "uniform8/channel",
+    "uniform1/tensor",
+    "uniform4/channel/sample",
+    "uniform7/tensor/sample",
+    "jpeg90",
+    "jpeg20",
+    "jpeg95/rgb-triples",
+)
 CODECS: list[Codec] = [*(fit(name + zstd, SPEC) for name in PLAIN for zstd in ("", "+zstd")), fit(Entropy(), SPEC)]
 
 
@@ -178,8 +190,21 @@ def address(data: bytes) -> None:
 
 def _requests() -> tuple[bytes, ...]:
     frames = [Frame(id=ID, payloads=tuple(c.encode(LATENTS)), codec=c.name, shape=SPEC.shape) for c in (CODECS[0], CODECS[5])]
-    frames.append(Frame(id=ID, payloads=(b"abc",) * 3, codec="float16+zstd", shape=(9, 9), attempt=4, origin="query",
-                        timeout_us=5, labels_only=True, model="m", version="1", timed=True))  # fmt: skip
+    frames.append(
+        Frame(
+            id=ID,
+            payloads=(b"abc",) * 3,
+            codec="float16+zstd",
+            shape=(9, 9),
+            attempt=4,
+            origin="query",
+            timeout_us=5,
+            labels_only=True,
+            model="m",
+            version="1",
+            timed=True,
+        )
+    )
     return tuple(map(oip.pack_request, frames))
 
 
@@ -195,11 +220,28 @@ def _metadata() -> tuple[bytes, ...]:
 
 
 def _manifest() -> bytes:
-    latent = {"shape": [3, 5, 3], "lo": SPEC.lo, "hi": SPEC.hi, "std": 1.0,
-              "prior": {"offset": PRIOR.offset, "cdf": PRIOR.cdf, "step": PRIOR.step}}  # fmt: skip
-    plain = {"name": "m", "approach": "sc", "cut": "c", "input_shape": [1, 8, 8], "preprocessing": "none", "latent": latent,
-             "codec": {"kind": "uniform", "bits": 4}, "classes": ["a", "b"], "tail": {"net": "n", "arguments": {"width": 3}},
-             "dataset": "d", "accuracy": 0.5, "files": {"head.onnx": "0" * 64}, "made_with": {"torch": "2"}}  # fmt: skip
+    latent = {
+        "shape": [3, 5, 3],
+        "lo": SPEC.lo,
+        "hi": SPEC.hi,
+        "std": 1.0,
+        "prior": {"offset": PRIOR.offset, "cdf": PRIOR.cdf, "step": PRIOR.step},
+    }
+    plain = {
+        "name": "m",
+        "approach": "sc",
+        "cut": "c",
+        "input_shape": [1, 8, 8],
+        "preprocessing": "none",
+        "latent": latent,
+        "codec": {"kind": "uniform", "bits": 4},
+        "classes": ["a", "b"],
+        "tail": {"net": "n", "arguments": {"width": 3}},
+        "dataset": "d",
+        "accuracy": 0.5,
+        "files": {"head.onnx": "0" * 64},
+        "made_with": {"torch": "2"},
+    }
     return json.dumps(plain).encode()
 
 
@@ -223,6 +265,7 @@ TARGETS = {
     "address": Target(address, (b"127.0.0.1:80", b"[::1]:0", b"host.name:65535"), 200),
     "zstd-frame": Target(
         lambda data: codec(bytes([5]) + b"\x28\xb5\x2f\xfd" + data),
-        (zstandard.compress(bytes(45))[4:], b"\xe0" + struct.pack("<Q", 23) + bytes(12)), 400,
+        (zstandard.compress(bytes(45))[4:], b"\xe0" + struct.pack("<Q", 23) + bytes(12)),
+        400,
     ),
-}  # fmt: skip
+}

@@ -44,8 +44,15 @@ def _string(text: bytes) -> bytes:
 
 def block(path: str = oip.path(oip.STREAM), **more: str) -> bytes:
     """The header block of a gRPC request."""
-    fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "localhost", "te": "trailers",
-              "content-type": "application/grpc", **{name.replace("_", "-"): value for name, value in more.items()}}  # fmt: skip
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": path,
+        ":authority": "localhost",
+        "te": "trailers",
+        "content-type": "application/grpc",
+        **{name.replace("_", "-"): value for name, value in more.items()},
+    }
     return b"".join(literal(name.encode(), value.encode()) for name, value in fields.items())
 
 
@@ -57,9 +64,15 @@ def conversation(messages: Sequence[bytes], path: str = oip.path(oip.STREAM)) ->
     """What a good client sends, frame by frame, its preface first."""
     data = [frame(DATA, 0, 1, grpc_message(message)) for message in messages]
     return [
-        PREFACE, settings(s4=1 << 20), frame(WINDOW_UPDATE, payload=struct.pack(">I", 1 << 20)), frame(SETTINGS, ACK),
-        frame(HEADERS, END_HEADERS, 1, block(path)), *data, frame(PING, payload=bytes(8)), frame(DATA, END_STREAM, 1),
-    ]  # fmt: skip
+        PREFACE,
+        settings(s4=1 << 20),
+        frame(WINDOW_UPDATE, payload=struct.pack(">I", 1 << 20)),
+        frame(SETTINGS, ACK),
+        frame(HEADERS, END_HEADERS, 1, block(path)),
+        *data,
+        frame(PING, payload=bytes(8)),
+        frame(DATA, END_STREAM, 1),
+    ]
 
 
 def answer(messages: Sequence[bytes]) -> list[bytes]:

@@ -12,8 +12,23 @@ from splitcore.wire import open_inference_pb2 as pb
 MUTATIONS = int(os.environ.get("LATENTBED_MUTATIONS", "4000"))
 """mutated messages of all hostile tests together; each takes its share. `make fuzz` says 100,000"""
 
-WORDS = (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x80" * 9 + b"\1", b"\xff" * 9 + b"\x7f", b"\xc0\xaf", b"\xed\xa0\x80", b"\r\n\r\n", b"\0", b'"',
-         b"9" * 40, b"-1", b"NaN", b"%00%s%n", b"../../", b"\x1b[31m")  # fmt: skip
+WORDS = (
+    b"\xff\xff\xff\xff",
+    b"\0\0\0\0",
+    b"\x80" * 9 + b"\1",
+    b"\xff" * 9 + b"\x7f",
+    b"\xc0\xaf",
+    b"\xed\xa0\x80",
+    b"\r\n\r\n",
+    b"\0",
+    b'"',
+    b"9" * 40,
+    b"-1",
+    b"NaN",
+    b"%00%s%n",
+    b"../../",
+    b"\x1b[31m",
+)
 HUGE = (0, 1, -1, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63), 4096, 4097, 65536)
 
 
