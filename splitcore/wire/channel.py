@@ -19,7 +19,7 @@ MAX_CALLS = 128
 MAX_SERVER_CALLS = 4096
 """calls at once at one server, an open stream being one: a fleet's; further ones are refused. No client has them all"""
 MAX_CONNECTIONS = 16384
-"""connections at once at one server; further ones are closed, so that descriptors are left for journals and the control plane"""
+"""connections at once at one server; further ones are closed, and descriptors are left for journals and control plane"""
 
 Options = list[tuple[str, Any]]
 

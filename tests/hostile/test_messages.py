@@ -24,6 +24,7 @@ REASONS = {
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAUTHENTICATED,  # what changes the repository wants the token
 }
 BEHAVIOURS: dict[str, dict[str, Any]] = {
     "pass": {"kind": "pass"},

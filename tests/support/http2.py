@@ -91,7 +91,7 @@ def answer(messages: Sequence[bytes]) -> list[bytes]:
 
 
 def mutated_frames(frames: Sequence[bytes], rng: random.Random, keep: int = 1) -> bytes:
-    """Frames with other types, flags, streams, lengths, contents; some left out, doubled, in another order. `keep` stay first."""
+    """Frames with other types, flags, streams, lengths, contents; left out, doubled, in another order. `keep` stay first."""
     changed = [bytearray(piece) for piece in frames[keep:]]
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(changed))
