@@ -17,6 +17,7 @@ from adversary.relay.interception import interception
 from splitcore import document
 from splitcore.errors import LatentbedError, ScenarioError
 from splitcore.node import new_event_loop
+from splitcore.telemetry.tracing import trace_config
 from splitcore.wire.certificates import LOCAL_NAMES
 from splitcore.wire.channel import split_address
 from splitcore.wire.endpoint import EndpointConfig
@@ -45,6 +46,10 @@ def main(
     token_file: Annotated[Path | None, typer.Option(help="the control API's token; made when missing. STATE/token")] = None,
     names: Annotated[str, typer.Option(help="more host names that the control API answers to, with commas")] = "",
     telemetry: Annotated[str | None, typer.Option(help="the collector, tcp://host:port")] = None,
+    trace_endpoint: Annotated[
+        str | None,
+        typer.Option(help="OTLP/HTTP collector, http://host:4318; none: off", envvar="LATENTBED_TRACE_ENDPOINT"),
+    ] = None,
     node: Annotated[str, typer.Option(help="this node's name in telemetry")] = "adversary",
     allow: Annotated[list[str] | None, typer.Option(help="a host outside private ranges that is yours to attack")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="data sets, for insiders", envvar="LATENTBED_DATA")] = None,
@@ -84,8 +89,8 @@ def main(
                     artefact=artefact, endpoint=_endpoint(endpoint, said), listen=listen, upstream=upstream,
                     control=control, state=state,
                     token_file=token_file or state / "token", names=frozenset(filter(None, names.split(","))),
-                    telemetry=telemetry, node=node, allow=frozenset(allow or ()), data_dir=data_dir,
-                    trust=frozenset(trust or ()),
+                    telemetry=telemetry, trace=trace_config(trace_endpoint), node=node,
+                    allow=frozenset(allow or ()), data_dir=data_dir, trust=frozenset(trust or ()),
                     upstream_tls=client_tls(upstream_trust, upstream_certificate, upstream_key, upstream_name),
                     control_tls=server_tls(control_certificate, control_key),
                     intercepting=interception(

@@ -19,6 +19,7 @@ from adversary.attacks.base import taught
 from adversary.crew import Crew, Place, ledgers
 from adversary.engine import Engine, LocalEngine, SpaceOf
 from adversary.ledger import Ledger, asked_earlier
+from adversary.metrics import Deeds
 from adversary.oracle import LiveOracle
 from adversary.pool import PoolConfig, Recording, fits_pool, stock
 from adversary.relay import Addon, Order
@@ -31,6 +32,7 @@ from splitcore.errors import ScenarioError
 from splitcore.frame import Frame, FrameId
 from splitcore.head import Head, as_unit
 from splitcore.journal import Journal, read
+from splitcore.telemetry.tracing import Tracer
 from splitcore.threat import ThreatModel
 from splitcore.wire.endpoint import Endpoint
 from splitcore.wire.envelope import CODEC as SEALED
@@ -121,7 +123,8 @@ class Workshop:
 
     def __init__(
         self, known: Artefact | Endpoint, upstream: str, state: Path, ledger: Ledger, data_dir: Path | None, *,
-        trusted: Collection[str] = (), tls: ClientTls | None = None, overheard: Callable[[], str | None] = lambda: None
+        trusted: Collection[str] = (), tls: ClientTls | None = None, overheard: Callable[[], str | None] = lambda: None,
+        tracer: Tracer | None = None, deeds: Deeds | None = None,
     ) -> None:  # fmt: skip
         """`tls`: how the server is reached; None: in clear text. `overheard`: the newest token that passed, if any did."""
         self._overheard = overheard
@@ -133,6 +136,8 @@ class Workshop:
         self._data_dir = data_dir
         self._trusted = trusted
         self._tls = tls
+        self._tracer = tracer
+        self._deeds = deeds or Deeds()
 
     def sessions_path(self, run: str) -> Path:
         return self._state / "sessions" / f"{run}.jsonl"
@@ -204,7 +209,8 @@ class Workshop:
         """A crew where the behaviour wants one; a blind attack asks nothing, and stays in this process."""
         if behaviour.workers and ready[0].feedback != "none":
             known = self._known.folder if isinstance(self._known, Artefact) else self._known
-            place = Place(known, self._upstream, self._state, self._data_dir, frozenset(self._trusted), self._tls)
+            place = Place(known, self._upstream, self._state, self._data_dir, frozenset(self._trusted), self._tls,
+                          None if self._tracer is None else self._tracer.config)  # fmt: skip
             return Crew(place, behaviour)
         return self.engine(behaviour, self.record_path(behaviour.run) / "0", ready)
 
@@ -216,12 +222,15 @@ class Workshop:
             run=behaviour.run, nonce=secrets.token_hex(3), seed=behaviour.seed, model=self.victim.name,
             max_rows=min(behaviour.max_rows, self.victim.max_rows),
             in_flight=behaviour.in_flight, sections=behaviour.sections, record=record,
-            ended=frozenset(row["frame"] for row in read(self.sessions_path(behaviour.run))),
+            ended=frozenset(row["frame"] for row in read(self.sessions_path(behaviour.run))), tracer=self._tracer,
         )  # fmt: skip
 
     def _oracle(self, behaviour: AttackBehaviour) -> LiveOracle:
         credentials = self._overheard if behaviour.steal_token else lambda: None
-        return LiveOracle(self._upstream, self.victim.form, streams=self.victim.streams, tls=self._tls, credentials=credentials)
+        return LiveOracle(
+            self._upstream, self.victim.form, streams=self.victim.streams, tls=self._tls, credentials=credentials,
+            calls=self._deeds.client,
+        )  # fmt: skip
 
     def _attacker(self, behaviour: AttackBehaviour, attack: Attack, engine: Engine) -> Attacker:
         earlier = list(read(self.sessions_path(behaviour.run)))
@@ -229,8 +238,9 @@ class Workshop:
             attack, behaviour.threat, engine, Journal(self.sessions_path(behaviour.run)),
             seed=behaviour.seed, order=behaviour.order, share=behaviour.share,
             max_held=behaviour.max_held, max_held_bytes=behaviour.max_held_bytes, model=self.victim.name,
-            form=self.victim.form,
+            form=self.victim.form, tracer=self._tracer, told=self._deeds.told,
         )  # fmt: skip
+        self._deeds.begin(behaviour.run)
         attacker.recall(earlier, asked_earlier([self._ledger.path, *ledgers(self._state, behaviour.run)], behaviour.run))
         return attacker
 

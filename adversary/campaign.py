@@ -25,9 +25,12 @@ from adversary.oracle import Oracle
 from adversary.pace import Pace
 from adversary.record import Past, Piece, Record
 from adversary.session import Outcome, Session, doubtful
+from adversary.spans import query_spans
 from adversary.verdict import Rows, judge
 from splitcore.frame import Frame, Reply
 from splitcore.latent import F32, all_finite
+from splitcore.telemetry.context import new_context
+from splitcore.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +91,12 @@ class Campaign:
     def __init__(
         self, oracle: Oracle, ledger: Ledger, *, run: str, nonce: str, max_rows: int = 256, in_flight: int = 8,
         model: str = "", sections: Sections = 2, timeout_s: float = 30.0,
-        record: Record | None = None, past: Past | None = None,
+        record: Record | None = None, past: Past | None = None, tracer: Tracer | None = None,
     ) -> None:  # fmt: skip
         """`sections`: of section searches; `auto` measures. `record` and the `past` it gave: to go on after SIGKILL."""
         self._oracle = oracle
         self._ledger = ledger
+        self._tracer = tracer
         self._record = record
         self._past = past if past is not None and past.pieces else None
         self._prefix = f"{run}/query-{nonce}"
@@ -378,11 +382,17 @@ class Campaign:
             model=self._model,
             labels_only=session.attack.feedback == "label",
             template=session.space.template,
+            traceparent=self._traceparent(pieces),
         )
         own = np.repeat(np.array([piece.member.session.own for piece in pieces], np.int64), [piece.count for piece in pieces])
         slot = -1 if self._record is None else self._record.keep(frame)
         self._send(_Request(frame, pieces, slot, own=own, targeted=session.threat.target is not None))
         return end
+
+    def _traceparent(self, pieces: list[Piece]) -> str:
+        """A trace of its own for a request that asks for a traced frame; requests carry rows of many."""
+        traced = self._tracer is not None and any(piece.member.session.trace for piece in pieces)
+        return str(new_context()) if traced else ""
 
     def _send(self, request: _Request) -> None:
         frame = request.frame
@@ -400,6 +410,8 @@ class Campaign:
             return  # an answer came twice: the second is no observation
         self._out.remove(request)
         frame = request.frame
+        if self._tracer is not None and frame.traceparent:
+            self._tracer.record(*query_spans(frame, request.pieces, request.sent_s, reply))
         if isinstance(reply, Exception) and self._again(request, reply):
             return
         rows = _rows(reply, frame)
@@ -455,7 +467,7 @@ class Campaign:
         self._waiting = [(at, request) for at, request in self._waiting if at > now]
         for old in due:
             # one that an earlier process sent has its due attempt already
-            frame = old.frame if old.own is None and old.sent_s == 0.0 else replace(old.frame, attempt=old.frame.attempt + 1)
+            frame = old.frame if old.own is None and old.sent_s == 0.0 else _once_more(old.frame)
             attempt = old.attempt if frame is old.frame else old.attempt + 1
             self._send(_Request(frame, old.pieces, old.slot, attempt, old.own, old.targeted))
 
@@ -463,6 +475,10 @@ class Campaign:
 def _stack(members: list[_Member]) -> F32:
     """What they ask, one after the other [k, *shape]."""
     return np.concatenate([member.session.asked.points for member in members], dtype=np.float32)
+
+
+def _once_more(frame: Frame) -> Frame:
+    return replace(frame, attempt=frame.attempt + 1, traceparent=str(new_context()) if frame.traceparent else "")
 
 
 def _manner(session: Session) -> tuple[object, ...]:

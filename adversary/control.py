@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query
-from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 
 from adversary.addons.attacker import Attacker
 from adversary.behaviour import AttackBehaviour, Behaviour
+from adversary.metrics import registry_of
 from splitcore.control import NDJSON, control_app, journal_response
 from splitcore.errors import LatentbedError
+from splitcore.live.serve import serve_live
+from splitcore.live.view import Live
+from splitcore.telemetry.exposition import serve_metrics
 
 if TYPE_CHECKING:
     from adversary.node import Adversary
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
 RUN = r"^[A-Za-z0-9_.:+-]{1,96}$"
 
 
-def build_control(adversary: Adversary, *, token: str, names: frozenset[str]) -> FastAPI:
+def build_control(adversary: Adversary, live: Live, *, token: str, names: frozenset[str]) -> FastAPI:
     app, with_token = control_app("latentbed adversary", token=token, names=names)
 
     @app.get("/healthz")
@@ -33,7 +37,7 @@ def build_control(adversary: Adversary, *, token: str, names: frozenset[str]) ->
             "behaviour": getattr(adversary.behaviour, "kind", None),
             "ledger": dict(adversary.counts),
             "unaccounted": adversary.relay.unaccounted,
-            "held_now": addon.held if isinstance(addon, Attacker) else 0,
+            "held_now": adversary.held,
             "sessions": dict(addon.counts) if isinstance(addon, Attacker) else {},
         }
 
@@ -67,29 +71,6 @@ def build_control(adversary: Adversary, *, token: str, names: frozenset[str]) ->
     async def probes(run: Annotated[str, Query(pattern=RUN)]) -> StreamingResponse:
         return journal_response(adversary.workshop.probes_path(run))
 
-    @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(prometheus(adversary))
-
+    serve_metrics(app, registry_of(adversary.deeds, adversary.tracer))
+    serve_live(app, live)
     return app
-
-
-def prometheus(adversary: Adversary) -> str:
-    """The counts in Prometheus' text format."""
-    counts = adversary.counts
-    addon = adversary.relay.addon
-    lines = [
-        "# HELP latentbed_adversary_rows_total rows sent to the server, by kind",
-        "# TYPE latentbed_adversary_rows_total counter",
-        *(f'latentbed_adversary_rows_total{{kind="{kind}"}} {counts[kind]}' for kind in ("query", "forwarded", "clean")),
-        "# HELP latentbed_adversary_requests_total requests sent to the server, by what became of them",
-        "# TYPE latentbed_adversary_requests_total counter",
-        *(f'latentbed_adversary_requests_total{{end="{end}"}} {counts[end]}' for end in ("answered", "lost")),
-        "# HELP latentbed_adversary_unaccounted_total messages that passed without a place in the books",
-        "# TYPE latentbed_adversary_unaccounted_total counter",
-        f"latentbed_adversary_unaccounted_total {adversary.relay.unaccounted}",
-        "# HELP latentbed_adversary_held frames held now",
-        "# TYPE latentbed_adversary_held gauge",
-        f"latentbed_adversary_held {addon.held if isinstance(addon, Attacker) else 0}",
-    ]
-    return "\n".join(lines) + "\n"

@@ -26,6 +26,7 @@ from adversary.ledger import Ledger
 from adversary.session import Outcome
 from splitcore.errors import ScenarioError
 from splitcore.node import keep_memory
+from splitcore.telemetry.tracing import TraceConfig, Tracer
 from splitcore.wire.endpoint import Endpoint
 from splitcore.wire.tls import ClientTls
 
@@ -51,6 +52,7 @@ class Place:
     trusted: frozenset[str]
     tls: ClientTls | None = None
     """how the server is reached; None: in clear text"""
+    trace: TraceConfig | None = None
 
 
 def ledgers(state: Path, run: str | None = None) -> list[Path]:
@@ -76,7 +78,10 @@ def _work(place: Place, behaviour: AttackBehaviour, number: int, pipe: Connectio
         name = f"{behaviour.run}.{number}-of-{behaviour.workers}"
         ledger = Ledger(place.state / "workers" / f"{name}.jsonl")
         known = Artefact(place.known) if isinstance(place.known, Path) else place.known
-        workshop = Workshop(known, place.upstream, place.state, ledger, place.data_dir, trusted=place.trusted, tls=place.tls)
+        tracer = None if place.trace is None else Tracer(f"adversary.{number}", place.trace)
+        workshop = Workshop(
+            known, place.upstream, place.state, ledger, place.data_dir, trusted=place.trusted, tls=place.tls, tracer=tracer
+        )
         engine = workshop.engine(behaviour, workshop.record_path(behaviour.run) / f"{number}-of-{behaviour.workers}")
     except Exception as error:  # whatever kept it from beginning is the parent's to tell
         tell(f"{type(error).__name__}: {error}")
@@ -88,6 +93,8 @@ def _work(place: Place, behaviour: AttackBehaviour, number: int, pipe: Connectio
     except EOFError:
         os._exit(1)  # the parent was killed: what is out stays on record
     engine.close()
+    if tracer is not None:
+        tracer.close()
     tell(None)
 
 

@@ -17,8 +17,10 @@ from adversary.oracle import Oracle
 from adversary.record import Record
 from adversary.session import Outcome, Session
 from adversary.space import Space
+from adversary.spans import place_of_session
 from splitcore.errors import LatentbedError
 from splitcore.frame import Frame, FrameId
+from splitcore.telemetry.tracing import Tracer
 from splitcore.threat import ThreatModel
 
 SpaceOf = Callable[[Frame], Space]
@@ -68,7 +70,7 @@ class LocalEngine:
     def __init__(
         self, oracle: Oracle, ledger: Ledger, attack: Attack, threat: ThreatModel, space_of: SpaceOf, *, run: str, nonce: str,
         seed: int = 0, pool: Pool | None = None, max_rows: int = 256, in_flight: int = 8, sections: Sections = 2,
-        record: Path | None = None, ended: frozenset[str] = frozenset(), model: str = "",
+        record: Path | None = None, ended: frozenset[str] = frozenset(), model: str = "", tracer: Tracer | None = None,
     ) -> None:  # fmt: skip
         """`model`: whose tail is asked; empty: the server's choice.
 
@@ -80,7 +82,7 @@ class LocalEngine:
         kept = None if record is None else Record(record)
         self._campaign = Campaign(
             oracle, ledger, run=run, nonce=nonce, max_rows=max_rows, in_flight=in_flight, sections=sections, model=model,
-            record=kept, past=None if kept is None else kept.past(ledger.path, run, ended),
+            record=kept, past=None if kept is None else kept.past(ledger.path, run, ended), tracer=tracer,
         )  # fmt: skip
 
     @property
@@ -91,10 +93,12 @@ class LocalEngine:
         frame = job.frame
 
         def make() -> Session:
-            return Session(
+            session = Session(
                 frame.id, self._space_of(frame), self._attack, self._threat,
                 rng=stream(self._seed, frame.id, 0), deadline=job.deadline, pool=self._pool,
             )  # fmt: skip
+            session.trace = place_of_session(frame)
+            return session
 
         def refused(error: Exception) -> None:
             done(Outcome(frame=frame.id, attack=self._attack.kind, point=self._threat.point, reason="error",

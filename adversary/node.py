@@ -11,6 +11,8 @@ from adversary.addons.attacker import Attacker
 from adversary.behaviour import PassBehaviour, Workshop
 from adversary.control import build_control
 from adversary.ledger import Ledger
+from adversary.live import live_adversary
+from adversary.metrics import Deeds
 from adversary.relay import Addon, Relay
 from adversary.relay.interception import Interception
 from adversary.targets import check_target
@@ -19,6 +21,7 @@ from splitcore.control import load_token, serving
 from splitcore.errors import ScenarioError
 from splitcore.node import begin, joined, keep_memory, on_end, tell_ready
 from splitcore.telemetry.spans import Telemetry
+from splitcore.telemetry.tracing import TraceConfig, Tracer
 from splitcore.wire.channel import split_address, sync_channel
 from splitcore.wire.endpoint import Endpoint, EndpointConfig
 from splitcore.wire.look import look
@@ -31,7 +34,7 @@ PATIENCE_S = 30.0
 class Adversary:
     """What the process holds, and the one thing that changes while it runs: the behaviour."""
 
-    def __init__(self, relay: Relay, workshop: Workshop, ledger: Ledger) -> None:
+    def __init__(self, relay: Relay, workshop: Workshop, ledger: Ledger, deeds: Deeds, tracer: Tracer | None = None) -> None:
         self.relay = relay
         self.workshop = workshop
         self.ledger = ledger
@@ -39,6 +42,13 @@ class Adversary:
         self._changing = asyncio.Lock()
         self._retired: Counter[str] = Counter()
         """of workers that are gone"""
+        self.deeds, self.tracer = deeds, tracer
+        deeds.books, deeds.unaccounted, deeds.held_now = lambda: self.counts, lambda: relay.unaccounted, lambda: self.held
+
+    @property
+    def held(self) -> int:
+        """Frames held now."""
+        return self.relay.addon.held if isinstance(self.relay.addon, Attacker) else 0
 
     @property
     def counts(self) -> Counter[str]:
@@ -85,7 +95,7 @@ async def _known(
 async def run(
     *, artefact: Path | None, endpoint: EndpointConfig | None = None,
     listen: str, upstream: str, control: str, state: Path, token_file: Path, names: frozenset[str],
-    telemetry: str | None, node: str, allow: frozenset[str], data_dir: Path | None,
+    telemetry: str | None, trace: TraceConfig | None, node: str, allow: frozenset[str], data_dir: Path | None,
     trust: frozenset[str] = frozenset(), upstream_tls: ClientTls | None = None, control_tls: ServerTls | None = None,
     intercepting: Interception | None = None,
 ) -> None:  # fmt: skip
@@ -98,23 +108,27 @@ async def run(
     with contextlib.ExitStack() as closing:
         ledger = Ledger(state / "queries.jsonl")
         closing.callback(ledger.close)
-        spans = Telemetry(node, telemetry)
+        deeds = Deeds()
+        spans = Telemetry(node, telemetry, trace)
+        spans.heard = deeds.heard
         closing.callback(spans.close)
         known = await _known(artefact, endpoint, upstream, upstream_tls)
         workshop = Workshop(
-            known, upstream, state, ledger, data_dir, trusted=trust, tls=upstream_tls, overheard=lambda: relay.overheard
-        )
+            known, upstream, state, ledger, data_dir, trusted=trust, tls=upstream_tls, overheard=lambda: relay.overheard,
+            tracer=spans.tracer, deeds=deeds,
+        )  # fmt: skip
         correlates = known.correlates if isinstance(known, Endpoint) else True
         relay = Relay(
             upstream, await workshop.addon(PassBehaviour()), ledger, spans, tls=upstream_tls, intercepting=intercepting,
-            form=workshop.victim.form, correlates=correlates,
+            form=workshop.victim.form, correlates=correlates, calls=deeds.server,
         )  # fmt: skip
-        adversary = Adversary(relay, workshop, ledger)
-        app = build_control(adversary, token=load_token(token_file), names=names)
+        adversary = Adversary(relay, workshop, ledger, deeds, spans.tracer)
+        live = live_adversary(adversary, deeds)
+        app = build_control(adversary, live, token=load_token(token_file), names=names)
         host, port = split_address(control)
         grpc_port = await relay.start(listen)
         try:
-            async with serving(app, host, port, tls=control_tls) as control_port:
+            async with live.history.kept(), serving(app, host, port, tls=control_tls) as control_port:
                 here, there = joined(split_address(listen)[0], grpc_port), joined(host, control_port)
                 tell_ready(state, control=there, grpc=here)
                 scheme = "http" if control_tls is None else "https"

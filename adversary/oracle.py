@@ -14,6 +14,8 @@ import grpc
 
 from splitcore.errors import WireError
 from splitcore.frame import Frame, Reply
+from splitcore.telemetry.calls import Calls
+from splitcore.telemetry.context import METADATA
 from splitcore.wire import oip
 from splitcore.wire.channel import sync_channel
 from splitcore.wire.form import Form
@@ -57,11 +59,12 @@ class LiveOracle:
 
     def __init__(
         self, target: str, form: Form = oip, *, streams: bool = True, tls: ClientTls | None = None,
-        credentials: Callable[[], str | None] = lambda: None,
+        credentials: Callable[[], str | None] = lambda: None, calls: Calls | None = None,
     ) -> None:  # fmt: skip
         """`tls`: how the server is reached; None: in clear text. `credentials`: what it says of itself, as a client whose
-        metadata passed said it; asked when a stream begins."""
+        metadata passed said it; asked when a stream begins. `calls`: for the metrics."""
         self._target, self._form, self._tls, self._credentials = target, form, tls, credentials
+        self._calls = calls or Calls("client")
         self._channel = sync_channel(target, tls=tls)
         self._infer = self._channel.unary_unary(oip.path(oip.INFER))
         self._live = self._channel.unary_unary(oip.path(oip.LIVE))
@@ -76,7 +79,7 @@ class LiveOracle:
                 if self._line is None or self._line.broken:
                     # on a connection of its own: that of a broken one may be half open, and a stream on it is as dead
                     line = sync_channel(self._target, tls=self._tls)
-                    self._line = _Line(line, self._without_stream, self._form, self._metadata())
+                    self._line = _Line(line, self._without_stream, self._form, self._calls, self._metadata())
                 line = self._line
             if line.ask(frame, answered, timeout_s):
                 return  # else it broke this moment
@@ -89,11 +92,18 @@ class LiveOracle:
         self._call(frame, answered, timeout_s)
 
     def _call(self, frame: Frame, answered: Answered, timeout_s: float | None) -> None:
-        call = self._infer.future(self._form.pack_request(frame), timeout=timeout_s, metadata=self._metadata())
+        message = self._form.pack_request(frame)
+        traced = ((METADATA, frame.traceparent),) if frame.traceparent else ()
+        watched = self._calls.begin(oip.path(oip.INFER))
+        watched.put(len(message))
+        call = self._infer.future(message, timeout=timeout_s, metadata=(*self._metadata(), *traced))
 
         def done(call: grpc.Future) -> None:
+            watched.end(call.code())
             try:
-                answered(replace(self._form.unpack_reply(call.result()), id=frame.id))
+                reply = call.result()
+                watched.got(len(reply))
+                answered(replace(self._form.unpack_reply(reply), id=frame.id))
             except grpc.RpcError as error:
                 refused = error.code() not in TRANSIENT
                 answered(Reply(id=frame.id, error=f"{error.code().name}: {error.details()}") if refused else error)
@@ -132,6 +142,7 @@ class _Line:
         channel: grpc.Channel,
         otherwise: Callable[[Frame, Answered, float | None], None],
         form: Form,
+        calls: Calls,
         metadata: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self._form = form
@@ -141,6 +152,7 @@ class _Line:
         self._pending: dict[str, tuple[Frame, Answered, float | None, float]] = {}
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._answered_any = False
+        self._watched = calls.begin(oip.path(oip.STREAM), "bidi_stream")
         self._call = channel.stream_stream(oip.path(oip.STREAM))(self._messages(), metadata=metadata)
         self._ended = threading.Event()
         threading.Thread(target=self._read, name="answers", daemon=True).start()
@@ -153,7 +165,9 @@ class _Line:
             if self.broken:
                 return False
             self._pending[frame.id] = (frame, answered, timeout_s, due)
-        self._outgoing.put(self._form.pack_request(frame))
+        message = self._form.pack_request(frame)
+        self._watched.put(len(message))
+        self._outgoing.put(message)
         return True
 
     def _messages(self) -> Iterator[bytes]:
@@ -164,6 +178,7 @@ class _Line:
         failure: Exception = LinkError("the server ended the stream")
         try:
             for message in self._call:
+                self._watched.got(len(message))
                 reply = self._form.unpack_stream_reply(message)
                 self._answered_any = True
                 with self._lock:
@@ -186,6 +201,7 @@ class _Line:
         self._ended.set()
         self._outgoing.put(None)
         code, details = _status(failure)
+        self._watched.end(code or grpc.StatusCode.OK)
         for frame, answered, timeout_s, _ in left:
             if code is grpc.StatusCode.UNIMPLEMENTED and not self._answered_any:
                 self._otherwise(frame, answered, timeout_s)

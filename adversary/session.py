@@ -18,6 +18,7 @@ from adversary.space import Space
 from adversary.verdict import Rows, Verdict, judge
 from splitcore.errors import ScenarioError
 from splitcore.latent import F32
+from splitcore.telemetry.context import Context
 from splitcore.threat import BALLS, ThreatModel, absolute_eps
 
 Reason = Literal["success", "blind", "budget", "deadline", "exhausted", "full", "error"]
@@ -86,6 +87,8 @@ class Session:
         self.sections = 2
         """of section searches; whoever knows what a round trip costs sets it before the first ask is told"""
         self.outcome = Outcome(frame=frame, attack=attack.kind, point=threat.point)
+        self.trace: Context | None = None
+        """its span's place, where the frame is traced"""
         self._rng = rng
         self._pool = pool
         self._search: Search | None = None

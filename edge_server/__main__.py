@@ -15,8 +15,14 @@ from edge_server.node import EdgeConfig, serve
 from edge_server.queue import BatchSettings
 from splitcore.errors import LatentbedError
 from splitcore.node import new_event_loop
+from splitcore.telemetry.tracing import trace_config
 from splitcore.wire.sealing import load_key
 from splitcore.wire.tls import server_tls
+
+
+TraceEndpoint = Annotated[
+    str | None, typer.Option(help="OTLP/HTTP collector, http://host:4318; none: off", envvar="LATENTBED_TRACE_ENDPOINT")
+]
 
 
 class Device(StrEnum):
@@ -47,6 +53,8 @@ def main(
     token_file: Annotated[Path | None, typer.Option(help="default: STATE/token, made when absent")] = None,
     names: Annotated[str, typer.Option(help="further Host names of the control plane, comma-separated")] = "",
     telemetry: Annotated[str | None, typer.Option(help="tcp://host:port of the collector; none: no spans")] = None,
+    trace_endpoint: TraceEndpoint = None,
+    trace_rate: Annotated[float, typer.Option(min=0, max=1, help="share of the frames that came untraced")] = 0.0,
     node: Annotated[str, typer.Option(help="this node's name in the telemetry")] = "edge",
     device: Annotated[Device, typer.Option(help="auto: cuda where there is one")] = Device.AUTO,
     threads: Annotated[int, typer.Option(min=0, help="torch threads; 0: half the cores")] = 0,
@@ -87,6 +95,7 @@ def main(
             token_file=token_file,
             names=frozenset(filter(None, names.split(","))),
             telemetry=telemetry,
+            trace=trace_config(trace_endpoint, trace_rate),
             node=node,
             device=device.value,
             threads=threads,

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from edge_server.metrics import Metrics
@@ -16,6 +15,7 @@ from edge_server.queue import BatchSettings
 from edge_server.service import InferenceService
 from splitcore.codec import CODECS, fit
 from splitcore.control import NDJSON, control_app, journal_response
+from splitcore.telemetry.exposition import serve_metrics
 
 RUN = r"^[A-Za-z0-9_.:+-]{1,96}$"
 """a run's name, as the first word of a frame id"""
@@ -94,14 +94,10 @@ def edge_app(
     @app.get("/readyz", responses={503: {"model": Readiness}})
     async def readyz() -> Any:
         """The models are warm and new requests are taken; 503 when not."""
-        reason = "" if service.accepting else "draining" if service.draining else "the model is not loaded"
-        body = Readiness(ready=service.accepting, reason=reason)
+        body = Readiness(ready=service.accepting, reason=service.why_not)
         return JSONResponse(body.model_dump(), 200 if body.ready else 503)
 
-    @app.get("/metrics", response_class=PlainTextResponse)
-    async def prometheus() -> PlainTextResponse:
-        """Prometheus text format, with Triton's names."""
-        return PlainTextResponse(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    serve_metrics(app, metrics.registry)
 
     @app.get("/models")
     async def models() -> Models:

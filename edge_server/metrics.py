@@ -1,67 +1,36 @@
-"""What Prometheus reads. Names are Triton's (docs/user_guide/metrics.md) where one fits; units are in the names.
+"""What Prometheus reads of the edge. Names are Triton's (docs/user_guide/metrics.md) where one fits; units are in the names.
 
-Plain integers on the event loop, made into metric families only when somebody scrapes: a frame costs no lock.
-Counters are exposed as untyped: the client library would append `_total` to their names, and Triton's have none.
-Buckets: those of gRFC A66 between 0.3 ms and 10 s, because Triton's own begin at 100 ms.
+Plain integers on the event loop, made into metric families only when somebody scrapes: a frame costs no lock. As in
+Triton, the durations are sums over requests, each request of a batch having taken what its batch took; the label `reason`
+has Triton's four words, and `detail` says which of our reasons it was.
 """
 
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric, UntypedMetricFamily
 from prometheus_client.registry import Collector
 
 from edge_server.batch import Done
+from edge_server.queue import Job
 from edge_server.refusal import Reason, Refused
+from splitcore.telemetry.calls import Calls
+from splitcore.telemetry.exposition import ROWS, Histogram, counter, new_registry
 
-SECONDS = (
-    0.0003,
-    0.0006,
-    0.001,
-    0.002,
-    0.003,
-    0.005,
-    0.008,
-    0.013,
-    0.02,
-    0.03,
-    0.05,
-    0.08,
-    0.13,
-    0.25,
-    0.5,
-    1,
-    2,
-    5,
-    10,
-)
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
+"""Triton's words: waiting, decoding, the tail, the answer on its way out"""
 
 
-class Histogram:
-    """Counts by upper bound."""
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def add(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
-
-    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
-        cumulative, buckets = 0, []
-        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
-            cumulative += count
-            buckets.append((bound, float(cumulative)))
-        family.add_metric(labels, buckets, self._sum)
+def tritons(reason: Reason) -> str:
+    """The word that Triton has for a reason, which its dashboards look for."""
+    if reason.startswith("REJECTED"):
+        return "REJECTED"
+    return reason if reason in ("CANCELED", "BACKEND") else "OTHER"
 
 
 @dataclass(slots=True)
@@ -86,14 +55,19 @@ class Counts:
     def __init__(self) -> None:
         self.success = self.rows = self.executions = 0
         self.failures: Counter[Reason] = Counter()
-        self.request_ns = self.queue_ns = self.input_ns = self.infer_ns = self.failed_ns = 0
+        self.request_ns = self.queue_ns = self.failed_ns = 0
         self.requests = Stages()
         """by request, as Triton's statistics count: each request of a batch takes the whole batch's time"""
         self.batches: dict[int, Stages] = {}
         """by rows of a call of the tail"""
         self.last_inference_ms = 0
         """wall clock, since 1970; 0: never"""
-        self.latency, self.batch = Histogram(SECONDS), Histogram(ROWS)
+        self.output_ns = 0
+        """computed to answered, of answers that have left"""
+        self.load_s = 0.0
+        """how long the model took to be ready, the last time"""
+        self.latency, self.batch = Histogram(), Histogram(ROWS)
+        self.stages = {stage: Histogram() for stage in STAGES}
 
     def refused(self, reason: Reason) -> None:
         """A request that never reached the queue."""
@@ -104,8 +78,6 @@ class Counts:
         self.failures["CANCELED"] += len(done.cancelled)
         self.executions += len(done.slices)
         self.rows += done.computed_rows
-        self.input_ns += done.input_ns
-        self.infer_ns += done.infer_ns
         if done.slices:
             self.last_inference_ms = time.time_ns() // 1_000_000
         for rows in done.slices:
@@ -119,11 +91,22 @@ class Counts:
                 self.failed_ns += (job.tail_done_ns or job.dequeued_ns) - job.received_ns
                 continue
             self.success += 1
-            total_ns = job.tail_done_ns - job.received_ns
-            self.request_ns += total_ns
-            self.queue_ns += job.dequeued_ns - job.received_ns
-            self.latency.add(total_ns / 1e9)
-        self.requests.add(done, count=self.success - before)
+            queue_ns = job.dequeued_ns - job.received_ns
+            self.request_ns += job.tail_done_ns - job.received_ns
+            self.queue_ns += queue_ns
+            self.stages["queue"].add(queue_ns / 1e9)
+        answered = self.success - before
+        self.requests.add(done, count=answered)
+        self.stages["compute_input"].add(done.input_ns / 1e9, answered)
+        self.stages["compute_infer"].add(done.infer_ns / 1e9, answered)
+
+    def replied(self, job: Job, now_ns: int) -> None:
+        """An answer has left."""
+        output_ns = now_ns - job.tail_done_ns
+        self.output_ns += output_ns
+        self.request_ns += output_ns
+        self.stages["compute_output"].add(output_ns / 1e9)
+        self.latency.add((now_ns - job.received_ns) / 1e9)
 
 
 class Metrics(Collector):
@@ -131,52 +114,56 @@ class Metrics(Collector):
 
     def __init__(self, models: Mapping[tuple[str, str], Counts], pending: Callable[[str, str], tuple[int, int]]) -> None:
         """`models`: by (name, version). `pending`: (requests, rows) that wait for one of them."""
-        self.registry = CollectorRegistry()
-        self._models, self._pending = models, pending
+        self.registry = new_registry()
+        self.models, self._pending = models, pending
         self.open_streams = 0
+        self.calls = Calls("server")
+        self.registry.register(self.calls)
         self.registry.register(self)
 
     @property
     def executions(self) -> int:
         """Calls of all tails."""
-        return sum(counts.executions for counts in self._models.values())
+        return sum(counts.executions for counts in self.models.values())
 
     @property
     def rows(self) -> int:
         """Rows computed, of all models."""
-        return sum(counts.rows for counts in self._models.values())
+        return sum(counts.rows for counts in self.models.values())
 
     @property
     def failures(self) -> Counter[Reason]:
         """Of all models."""
-        return sum((counts.failures for counts in self._models.values()), Counter())
+        return sum((counts.failures for counts in self.models.values()), Counter())
 
     def collect(self) -> Iterator[Metric]:
         labels = ("model", "version")
-        models = list(self._models.items())
+        models = list(self.models.items())
 
-        def counter(name: str, documentation: str, value: Callable[[Counts], float]) -> UntypedMetricFamily:
-            family = UntypedMetricFamily(name, documentation, labels=labels)
+        def summed(name: str, documentation: str, value: Callable[[Counts], float]) -> UntypedMetricFamily:
+            family = counter(name, documentation, labels)
             for of, counts in models:
                 family.add_metric(of, value(counts))
             return family
 
-        yield counter("nv_inference_request_success", "Requests answered", lambda of: of.success)
-        failure = UntypedMetricFamily(
-            "nv_inference_request_failure", "Requests refused or failed, by reason", labels=[*labels, "reason"]
-        )
+        yield summed("nv_inference_request_success", "Requests answered", lambda of: of.success)
+        failure = counter("nv_inference_request_failure", "Requests refused or failed", [*labels, "reason", "detail"])
         for of, counts in models:
-            for reason, count in counts.failures.items():
-                failure.add_metric([*of, reason], count)
+            for reason in get_args(Reason):
+                # from the start, so that a rate sees the first one
+                failure.add_metric([*of, tritons(reason), reason], counts.failures[reason])
         yield failure
-        yield counter("nv_inference_count", "Rows computed", lambda of: of.rows)
-        yield counter("nv_inference_exec_count", "Calls of the tail, one a batch or slice", lambda of: of.executions)
-        yield counter("nv_inference_request_duration_us", "Received to computed, answered ones", lambda of: of.request_ns / 1e3)
-        yield counter("nv_inference_queue_duration_us", "Received to dequeued, answered ones", lambda of: of.queue_ns / 1e3)
-        yield counter("nv_inference_compute_input_duration_us", "Decoding, a batch once", lambda of: of.input_ns / 1e3)
-        yield counter(
-            "nv_inference_compute_infer_duration_us", "Logging and the tail, a batch once", lambda of: of.infer_ns / 1e3
-        )
+        yield summed("nv_inference_count", "Rows computed", lambda of: of.rows)
+        yield summed("nv_inference_exec_count", "Calls of the tail, one a batch or slice", lambda of: of.executions)
+        yield summed("nv_inference_request_duration_us", "Received to answered", lambda of: of.request_ns / 1e3)
+        yield summed("nv_inference_queue_duration_us", "Received to dequeued", lambda of: of.queue_ns / 1e3)
+        yield summed("nv_inference_compute_input_duration_us", "Decoding", lambda of: of.requests.input_ns / 1e3)
+        yield summed("nv_inference_compute_infer_duration_us", "Logging and the tail", lambda of: of.requests.infer_ns / 1e3)
+        yield summed("nv_inference_compute_output_duration_us", "The answer on its way out", lambda of: of.output_ns / 1e3)
+        load = GaugeMetricFamily("nv_model_load_duration_secs", "How long the model took to be ready", labels=labels)
+        for of, counts in models:
+            load.add_metric(of, counts.load_s)
+        yield load
         requests = GaugeMetricFamily(
             "nv_inference_pending_request_count", "Requests that wait in the model's queue", labels=labels
         )
@@ -187,11 +174,12 @@ class Metrics(Collector):
             rows.add_metric(of, waiting[1])
         yield from (requests, rows)
         yield GaugeMetricFamily("latentbed_open_streams", "Streams that are open", value=self.open_streams)
-        latency = HistogramMetricFamily(
-            "latentbed_request_latency_seconds", "Received to computed, answered ones", labels=labels
-        )
+        latency = HistogramMetricFamily("latentbed_request_latency_seconds", "Received to answered", labels=labels)
+        stages = HistogramMetricFamily("latentbed_stage_seconds", "Of a request, by stage", labels=[*labels, "stage"])
         batch = HistogramMetricFamily("latentbed_batch_rows", "Rows a call of the tail", labels=labels)
         for of, counts in models:
             counts.latency.add_to(latency, of)
             counts.batch.add_to(batch, of)
-        yield from (latency, batch)
+            for stage, histogram in counts.stages.items():
+                histogram.add_to(stages, [*of, stage])
+        yield from (latency, stages, batch)

@@ -17,11 +17,12 @@ import grpc
 from edge_server.admission import Admission
 from edge_server.batch import BatchComputer, Done
 from edge_server.metrics import Counts
-from edge_server.queue import Taken
+from edge_server.queue import Job, Taken
 from edge_server.refusal import Refused
 from splitcore.artefact import Artefact, agree
 from splitcore.errors import ArtefactError, HandshakeError
 from splitcore.latent import F32
+from splitcore.telemetry.context import METADATA
 from splitcore.wire import oip
 
 MAX_SERVED = 32
@@ -143,6 +144,13 @@ class Models:
         """On the event loop: a batch was computed."""
         self._by_key[done.model].counts.done(done)
 
+    def replied(self, job: Job, now_ns: int) -> None:
+        """On the event loop: an answer has left, perhaps of a model that was taken out meanwhile."""
+        name, _, version = job.model.partition("#")[0].rpartition("@")
+        counts = self.counted.get((name, version))
+        if counts is not None:
+            counts.replied(job, now_ns)
+
     def compute(self, taken: Taken) -> Done:
         """On the tail's thread: a batch of one model."""
         return self._by_key[taken.model].computer(taken)
@@ -180,7 +188,10 @@ class Holder:
 
     def __init__(self, models: Models, metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
         self._models = models
-        self._held: Sequence[str] = [str(value) for key, value in metadata or () if key == oip.ARTEFACT_METADATA]
+        said = tuple(metadata or ())
+        self._held: Sequence[str] = [str(value) for key, value in said if key == oip.ARTEFACT_METADATA]
+        self.trace = next((str(value) for key, value in said if key == METADATA), "")
+        """W3C context of the call; empty: none"""
         self._changes = -1
         self._refusal: Refused | None = None
 

@@ -21,6 +21,7 @@ from edge_server.batch import BatchComputer
 from edge_server.batcher import Batcher
 from edge_server.control import edge_app
 from edge_server.describe import Describe
+from edge_server.live import live_edge
 from edge_server.log import ServerLog
 from edge_server.metrics import Counts, Metrics
 from edge_server.models import Model, Models, OnDevice
@@ -34,9 +35,12 @@ from edge_server.tail import Tail, default_threads
 from splitcore.artefact import Artefact
 from splitcore.control import load_token, serving
 from splitcore.errors import ArtefactError, SecurityError
+from splitcore.live.serve import serve_live
 from splitcore.node import begin, joined, keep_memory, on_end, tell_ready
+from splitcore.telemetry.calls import WatchCalls
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
+from splitcore.telemetry.tracing import TraceConfig
 from splitcore.wire import oip
 from splitcore.wire.channel import MAX_SERVER_CALLS, add_port, server_options, split_address
 from splitcore.wire.server import aio_server
@@ -64,6 +68,7 @@ class EdgeConfig:
     token_file: Path | None = None
     names: frozenset[str] = frozenset()
     telemetry: str | None = None
+    trace: TraceConfig | None = None
     node: str = "edge"
     device: str = "auto"
     threads: int = 0
@@ -112,11 +117,13 @@ class EdgeServer:
         token = load_token(config.token_file or config.state / "token")
         self._log = log = ServerLog(config.state / LOG_FILE)
         rim.callback(log.close)
-        telemetry = Telemetry(config.node, config.telemetry)
+        telemetry = Telemetry(config.node, config.telemetry, config.trace)
         rim.callback(telemetry.close)
         self._threads = threads = config.threads or default_threads()
         self._models = models = Models(names[0])
         self.metrics = Metrics(models.counted, self.pending)
+        if telemetry.tracer is not None:
+            self.metrics.registry.register(telemetry.tracer)
         self.batcher = Batcher(config.batching, models.compute, on_done=models.computed)
         rim.push_async_callback(self.batcher.close)
         self._health = health_aio.HealthServicer()
@@ -145,13 +152,17 @@ class EdgeServer:
             token=token,
             names=config.names,
         )
+        live = live_edge(self.metrics, models, lambda: self.batcher.pending, lambda: self.service.why_not)
+        serve_live(app, live)
+        await rim.enter_async_context(live.history.kept())
         host, port = split_address(config.control)
         self.control = joined(host, await rim.enter_async_context(serving(app, host, port, tls=config.control_tls)))
         await self._set_health(NOT_SERVING)
+        watching: list[grpc.aio.ServerInterceptor] = [WatchCalls(self.metrics.calls)]
         self._server = aio_server(
             server_options(),
             max_calls=MAX_SERVER_CALLS,
-            interceptors=[] if config.tokens is None else [Interceptor(access)],
+            interceptors=watching if config.tokens is None else [*watching, Interceptor(access)],
         )
         self._server.add_generic_rpc_handlers((self.service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -49,6 +49,8 @@ class Caller(Protocol):
     """set when the call has ended: nobody will read the answer"""
     identity: str
     """who asks: a token's name, a certificate's, or a connection; fairness goes by it"""
+    trace: str
+    """W3C context of the call, for requests that bring none of their own"""
 
     def answer(self, job: Job, outcome: Outcome) -> None:
         """Called on the event loop, once a job."""

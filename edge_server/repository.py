@@ -178,10 +178,12 @@ class Repository:
             return served
         if served is None:
             self._models.states[name, version] = ("LOADING", "being loaded")
+        began_ns = now_ns()
         before = (name, version) in self._models.counted
         key = f"{name}@{version}" + (f"#{next(self._keys)}" if before else "")
         model = await asyncio.to_thread(self._build, artefact, version, key)
         await self._batcher.run(model.tail.warm_up)
+        model.counts.load_s = (now_ns() - began_ns) / 1e9
         return model
 
     def _fail(self, name: str, version: str, reason: str) -> None:

@@ -46,6 +46,7 @@ class Unary:
     def __init__(self, identity: str = "") -> None:
         self.gone = False
         self.identity = identity
+        self.trace = ""
         self.future: asyncio.Future[tuple[Job, Outcome]] = asyncio.get_running_loop().create_future()
 
     def answer(self, job: Job, outcome: Outcome) -> None:
@@ -147,6 +148,7 @@ class InferenceService:
         self, message: bytes, holder: Holder, who: Who, received_ns: int, remaining_s: float | None
     ) -> tuple[Job | None, Outcome]:
         caller = Unary(who.identity)
+        caller.trace = holder.trace
         refusal = self._submit(message, caller, received_ns, holder, who, remaining_s)
         if refusal is not None:
             return None, refusal[1]
@@ -196,6 +198,11 @@ class InferenceService:
         """Whether a request that came now would be computed."""
         return self.ready and not self.draining and self._batcher.alive
 
+    @property
+    def why_not(self) -> str:
+        """Why nothing is accepted; empty when it is."""
+        return "" if self.accepting else "draining" if self.draining else "the model is not loaded"
+
     async def written(self) -> None:
         """Returns when every open stream has written what it owes."""
         for stream in tuple(self._streams):
@@ -203,16 +210,23 @@ class InferenceService:
 
     def replied(self, job: Job) -> None:
         """An answer has left: the times of a client's own frames go to telemetry, an adversary's queries do not."""
-        frame = job.frame
-        if frame.origin == "client" and job.tail_done_ns:
+        frame, now = job.frame, now_ns()
+        if not job.tail_done_ns:
+            return
+        self.models.replied(job, now)
+        theirs = frame.origin == "client"
+        trace = frame.traceparent or job.caller.trace
+        if theirs or trace:
             self._telemetry.span(
                 frame.id,
                 frame.attempt,
+                trace or None,
+                theirs,
                 received=job.received_ns,
                 dequeued=job.dequeued_ns,
                 decoded=job.decoded_ns,
                 tail_done=job.tail_done_ns,
-                replied=now_ns(),
+                replied=now,
             )
 
     def _not_opened(self, error: NotOpened) -> tuple[str, Refused]:

@@ -41,6 +41,8 @@ class Stream:
         status."""
         self.gone = False
         self.identity = identity
+        self.trace = ""
+        """empty: a stream's metadata are no frame's, which brings its own"""
         self.failure: Refused | None = None
         """what the stream is to end with, once `run` has returned"""
         self._by_status = by_status

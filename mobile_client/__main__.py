@@ -26,6 +26,7 @@ from splitcore.artefact import Artefact as Opened
 from splitcore.data import DATASETS
 from splitcore.errors import LatentbedError, SecurityError
 from splitcore.node import new_event_loop
+from splitcore.telemetry.tracing import TraceConfig, trace_config
 from splitcore.wire.sealing import load_key
 from splitcore.wire.tls import client_tls, server_tls
 
@@ -67,6 +68,13 @@ def main(
     token_file: Annotated[Path | None, typer.Option(help="default: STATE/token, made when absent")] = None,
     names: Annotated[str, typer.Option(help="further Host names of the control API, comma-separated")] = "",
     telemetry: Telemetry = None,
+    trace_endpoint: Annotated[
+        str | None,
+        typer.Option(help="OTLP/HTTP collector, http://host:4318; none: off", envvar="LATENTBED_TRACE_ENDPOINT"),
+    ] = None,
+    trace_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="share of the frames that are traced", envvar="LATENTBED_TRACE_RATE")
+    ] = 0.001,
     node: Node = "client",
     data_dir: DataDir = None,
     head: HeadChoice = FLOAT32,
@@ -92,6 +100,7 @@ def main(
         token_file=token_file,
         names=frozenset(filter(None, names.split(","))),
         telemetry=telemetry,
+        trace=_traces(trace_endpoint, trace_rate),
         control_tls=_or_end(server_tls, control_certificate, control_key),
     )
     security = _or_end(_security, (tls_trust, tls_certificate, tls_key, tls_name), access_token_file, seal_key_file)
@@ -188,6 +197,13 @@ def _setting(artefact: list[Path] | None, state: Path | None, head: str, threads
     except (LatentbedError, OSError) as error:
         print(f"mobile client: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
+
+
+def _traces(endpoint: str | None, rate: float) -> TraceConfig | None:
+    try:
+        return trace_config(endpoint, rate)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _source(name: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from fastapi import Path as InPath
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from mobile_client.metrics import Counts
 from mobile_client.passes import RUN_PATTERN, PassRequest, PassStatus
 from mobile_client.phone import Phone
 from mobile_client.record import ATTEMPTS, FRAMES, PLAN, PassRecord, read_request
@@ -56,8 +57,9 @@ class _Running:
 class Passes:
     """The passes of one phone, on disk under STATE/passes; at most one is running."""
 
-    def __init__(self, phone: Phone, folder: Path) -> None:
+    def __init__(self, phone: Phone, folder: Path, counts: Counts | None = None) -> None:
         self._phone, self._folder = phone, folder
+        self._counts = counts
         self._now: _Running | None = None
         self._ended: dict[str, PassStatus] = {}
         """of this process, and what it has read of those before it"""
@@ -71,7 +73,7 @@ class Passes:
             if self._now.record.request == request:
                 return self.status(request.run)
             raise HTTPException(409, f"run {self._now.record.request.run} is still going: wait for it to end")
-        record = PassRecord(self.folder(request.run), request)
+        record = PassRecord(self.folder(request.run), request, self._counts)
         self._now = _Running(record, asyncio.create_task(self._run(record), name=f"pass {request.run}"))
         return self.status(request.run)
 
@@ -104,6 +106,13 @@ class Passes:
             error = None if done == request.count else "the phone was restarted: post the run again to go on"
             self._ended[run] = _ended(request, done, error)
         return self._ended[run]
+
+    @property
+    def latest(self) -> PassStatus | None:
+        """The pass that is running, or the last that ended here."""
+        if self._now is not None:
+            return self.status(self._now.record.request.run)
+        return next(reversed(self._ended.values()), None)
 
     async def stop(self) -> None:
         """Ends what is running; its journals stay."""

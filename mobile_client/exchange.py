@@ -6,6 +6,7 @@ from mobile_client.shot import Shot
 from splitcore.errors import WireError
 from splitcore.frame import Frame, Reply
 from splitcore.telemetry.clock import now_ns
+from splitcore.telemetry.frame_spans import attempt_of
 from splitcore.wire import oip
 from splitcore.wire.envelope import ClientStream
 
@@ -28,6 +29,7 @@ def request_of(shot: Shot, deadline_ms: float | None, *, timed: bool = False, se
         model=manifest.name,
         timeout_us=timeout_us,
         timed=timed,
+        traceparent="" if shot.trace is None else str(attempt_of(shot.trace, shot.attempt)),
     )
     message = oip.pack_request(frame)
     return message if seal is None else seal.seal(frame, message)

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mobile_client.metrics import Counts
 from mobile_client.passes import PassRequest
 from mobile_client.shot import Shot
 from splitcore import journal
@@ -29,8 +30,9 @@ MAX_REASON = 300
 class PassRecord:
     """The journals of one pass, opened for writing. Raises ScenarioError when the run was something else before."""
 
-    def __init__(self, folder: Path, request: PassRequest) -> None:
+    def __init__(self, folder: Path, request: PassRequest, counts: Counts | None = None) -> None:
         self.folder, self.request = folder, request
+        self.counts = counts or Counts()
         self._claim()
         self.done = {int(row["sequence"]) for row in journal.read(folder / FRAMES)}
         """sequences that have their line"""
@@ -94,9 +96,11 @@ class PassRecord:
 
     def sent(self, shot: Shot) -> None:
         self._attempts.append({**_attempt("sent", shot.id, shot.attempt), "artefact": shot.cut.name})
+        self.counts.left(shot)
 
     def lost(self, shots: list[Shot], reason: str) -> None:
         self._attempts.append(*(_attempt("lost", shot.id, shot.attempt, reason) for shot in shots))
+        self.counts.lost += len(shots)
 
     def answered(self, shot: Shot, predicted: int | None, error: str | None, answered_ns: int) -> None:
         """The frame's one line. The attempt goes first: killed in between, the frame is asked again, not half known."""
@@ -122,6 +126,7 @@ class PassRecord:
             }
         )
         self.done.add(shot.sequence)
+        self.counts.came_back(shot, predicted, error, total_ms / 1e3, late=deadline_ms is not None and total_ms > deadline_ms)
 
     def close(self) -> None:
         self._frames.close()

@@ -27,6 +27,7 @@ from mobile_client.record import PassRecord
 from mobile_client.shot import Shot
 from splitcore.errors import LatentbedError, SecurityError, WireError
 from splitcore.frame import Reply
+from splitcore.telemetry.calls import Call
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import oip
@@ -89,6 +90,7 @@ class Sender:
         self._closed = self._draining = False
         self._wake = asyncio.Event()
         self._channel: grpc.aio.Channel | None = None
+        self._call: Call | None = None
         self._ping: asyncio.Task[None] | None = None
         self._pinged_ns = 0
 
@@ -96,6 +98,8 @@ class Sender:
         """Waits for room in the window."""
         await self._room.acquire()
         shot.attempt = self._record.earlier_attempts(shot.id)
+        if self._telemetry.tracer is not None:
+            shot.trace = self._telemetry.tracer.begin()
         self._window[shot.id] = shot
         self._unsent.append(shot)
         self._wake.set()
@@ -164,6 +168,7 @@ class Sender:
             except BaseException:
                 call.cancel()
                 raise
+        self._call = watched = self._record.counts.calls.begin(oip.path(oip.STREAM), "bidi_stream", self._target)
         reader = asyncio.create_task(self._read(call), name="answers in")
         writer = asyncio.create_task(self._write(call), name="frames out")
         watch = asyncio.create_task(self._watch(), name="patience")
@@ -183,6 +188,7 @@ class Sender:
                 task.cancel()
             call.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            watched.end(await call.code())
 
     async def _greet(self, call: grpc.aio.StreamStreamCall, key: bytes) -> ClientStream:
         """The stream's seal. Raises SecurityError where whoever answers does not hold the key; StreamLostError."""
@@ -241,6 +247,8 @@ class Sender:
                 self._record.sent(shot)
                 shot.outstanding, shot.sent_ns = True, now_ns()
                 await call.write(message)
+                if self._call is not None:
+                    self._call.put(len(message))
             await call.done_writing()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             # the status is the reader's to tell, it has read what came before it
@@ -255,6 +263,8 @@ class Sender:
             for manifest in self._manifests:
                 handshake.compare(initial, manifest)
             while (message := await call.read()) is not grpc.aio.EOF:
+                if self._call is not None:
+                    self._call.got(len(message))
                 self._take(message, now_ns())
         except grpc.aio.AioRpcError as error:
             if self._finished:
@@ -306,6 +316,7 @@ class Sender:
         self._telemetry.span(
             shot.id,
             shot.attempt,
+            "" if shot.trace is None else str(shot.trace),
             scheduled=shot.scheduled_ns,
             head_start=shot.head_start_ns,
             head_end=shot.head_end_ns,

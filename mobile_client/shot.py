@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from mobile_client.cuts import Cut
+from splitcore.telemetry.context import Context
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -25,6 +26,8 @@ class Shot:
     head_start_ns: int
     head_end_ns: int
     encoded_ns: int
+    trace: Context | None = None
+    """the root of its trace; None: it is not traced"""
     attempt: int = 0
     """sendings so far, those of a killed process before this one included"""
     sent_ns: int = 0

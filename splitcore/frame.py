@@ -79,6 +79,8 @@ class Frame:
     """its client numbers its attempts, as ours do: the same id again is the same frame again. Of others nobody knows"""
     template: bytes = b""
     """of a foreign endpoint: the request around the tensor that is attacked, with everything else that it carries"""
+    traceparent: str = ""
+    """W3C trace context of whoever sent it; empty: not traced"""
 
     @property
     def rows(self) -> int:

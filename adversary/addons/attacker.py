@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from adversary.attacks import Attack
@@ -18,9 +18,11 @@ from adversary.engine import Engine, Job, stream
 from adversary.ledger import Kind
 from adversary.relay import Forward, Order, foreign
 from adversary.session import Outcome
+from adversary.spans import session_spans
 from splitcore.errors import WireError
 from splitcore.frame import Frame
 from splitcore.journal import Journal, Row
+from splitcore.telemetry.tracing import Tracer
 from splitcore.threat import ThreatModel
 from splitcore.wire import oip
 from splitcore.wire.form import Form
@@ -41,7 +43,8 @@ class Attacker:
     def __init__(
         self, attack: Attack, threat: ThreatModel, engine: Engine, sessions: Journal, *,
         seed: int, order: Order = "overtake", share: float = 1.0, max_held: int = 256, max_held_bytes: int = 64 << 20,
-        model: str = "", form: Form = oip,
+        model: str = "", form: Form = oip, tracer: Tracer | None = None,
+        told: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:  # fmt: skip
         """`form`: of the frames. `model`: what the attack knows; frames that name another pass. Empty: whatever they name."""
         self.order: Order = order
@@ -50,6 +53,7 @@ class Attacker:
         self.attack, self._threat = attack, threat
         self.engine, self._sessions = engine, sessions
         self._model, self._form = model, form
+        self._tracer, self._told = tracer, told
         self._seed, self._share = seed, share
         self._max_held, self._max_held_bytes = max_held, max_held_bytes
         self._held = self._held_bytes = 0
@@ -65,7 +69,9 @@ class Attacker:
         """
         for row in sessions:
             fields = {**row, "payload": None if row["payload"] is None else bytes.fromhex(row["payload"])}
-            self._recalled(Outcome(**fields))
+            outcome = Outcome(**fields)
+            self._recalled(outcome)
+            self._told(outcome)
         self._unended = {frame: queries for frame, queries in spent.items() if frame not in self._outcomes}
 
     def _recalled(self, outcome: Outcome) -> None:
@@ -123,6 +129,8 @@ class Attacker:
             result.held_ms = (time.monotonic() - arrived) * 1e3
             if result.reason == "error":
                 log.warning("%r: %s", frame.id, result.error)
+            if self._tracer is not None:
+                self._tracer.record(*session_spans(frame, result, arrived))
             self._loop.call_soon_threadsafe(self._settle, outcome, result)
 
         self.engine.submit(Job(frame, self._deadline(frame)), done)
@@ -151,6 +159,7 @@ class Attacker:
     def _tell(self, outcome: Outcome) -> None:
         self.counts[outcome.reason] += 1
         self.counts["queries"] += outcome.queries
+        self._told(outcome)
         row = asdict(outcome)
         row["payload"] = None if outcome.payload is None else outcome.payload.hex()
         self._sessions.append(row)

@@ -164,6 +164,15 @@ def status_of(block: bytes) -> tuple[int | None, str]:
     return int(code) if code.isdigit() and len(code) < 4 else None, text
 
 
+def code_of(block: bytes) -> grpc.StatusCode:
+    """How the server ended a call, as far as its last header block can be read."""
+    try:
+        said = status_of(block)[0]
+    except H2Error:
+        said = None
+    return next((code for code in grpc.StatusCode if code.value[0] == said), grpc.StatusCode.UNKNOWN)
+
+
 def ending(stream: int, code: int, message: str, begun: bool) -> bytes:
     """A HEADERS frame that ends a call with this status; `begun`: the response's own headers have been sent."""
     fields = [

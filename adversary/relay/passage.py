@@ -17,7 +17,10 @@ from adversary.relay.headers import pick, status_of
 from adversary.relay.messages import expand
 from splitcore.errors import WireError
 from splitcore.frame import Frame, Reply
+from splitcore.telemetry.calls import Calls
 from splitcore.telemetry.clock import now_ns
+from splitcore.telemetry.context import sampled
+from splitcore.telemetry.frame_spans import RELAY
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import oip
 from splitcore.wire.form import Form
@@ -38,6 +41,8 @@ class Books:
     """bytes that may still be kept for addons, over all connections"""
     overheard: str | None = None
     """the newest `authorization` that a client said"""
+    calls: Calls = field(default_factory=lambda: Calls("server"))
+    """for the metrics"""
     unaccounted: int = 0
     """messages of the inference methods that passed without a place in the books: they hold no frame"""
     form: Form = oip
@@ -80,6 +85,13 @@ class Passage:
     def take(self, forward: Forward) -> None:
         self._why, self._size = forward.why, forward.payload_bytes
 
+    def onward(self, message: bytes) -> bytes:
+        """A traced frame goes on as the child of the relay's own span. Of all others, and where nobody traces, every byte stays."""
+        before = self.frame.traceparent
+        if self._books.telemetry.tracer is None or (sender := sampled(before)) is None:
+            return message
+        return oip.with_traceparent(message, before, str(sender.child(RELAY)))
+
     def leaves(self) -> None:
         """Before its last byte does."""
         self._times["relay_out"] = now_ns()
@@ -101,7 +113,7 @@ class Passage:
 
     def done(self) -> None:
         self._times["reply_out"] = now_ns()
-        self._books.telemetry.span(self.frame.id, self.frame.attempt, **self._times)
+        self._books.telemetry.span(self.frame.id, self.frame.attempt, self.frame.traceparent, **self._times)
 
 
 class Call:

@@ -14,6 +14,8 @@ from adversary.relay.frames import INTERNAL_ERROR, MAX_STREAM, NO_ERROR, H2Error
 from adversary.relay.interception import Interception
 from adversary.relay.passage import Books
 from adversary.relay.splice import ANSWER, ASK, Splice
+from splitcore.node import joined
+from splitcore.telemetry.calls import Calls
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import oip
 from splitcore.wire.channel import split_address
@@ -41,14 +43,17 @@ class Relay:
     def __init__(
         self, upstream: str, addon: Addon, ledger: Ledger, telemetry: Telemetry, *,
         tls: ClientTls | None = None, intercepting: Interception | None = None, form: Form = oip, correlates: bool = True,
+        calls: Calls | None = None,
     ) -> None:  # fmt: skip
         """`tls`: how the server is reached; None: in clear text. `intercepting`: clients speak TLS with the relay; None: clear
         text, and where a client speaks TLS its bytes pass as they are. `form`: what the frames look like; `correlates`: whether
-        answers of the server's streams say by their ids whom they answer."""
+        answers of the server's streams say by their ids whom they answer. `calls`: for the metrics."""
         self.addon = addon
         self.upstream = upstream
         self.tls, self.intercepting = tls, intercepting
-        self.books = Books(ledger, telemetry, MAX_KEPT_BYTES, form=form, correlates=correlates)
+        self.books = Books(
+            ledger, telemetry, MAX_KEPT_BYTES, form=form, correlates=correlates, calls=calls or Calls("server")
+        )
         self.pairs: set[Pair] = set()
         self._server: asyncio.Server | None = None
 
@@ -150,6 +155,8 @@ class Pair:
             self.client.end(at_once=True)
             return
         self._relay.pairs.add(self)
+        host, port, *_ = (self.client.transport and self.client.transport.get_extra_info("peername")) or ("", 0)
+        self.splice.peer = joined(host, port)
         self._silence = asyncio.get_running_loop().call_later(SILENCE_S, self.client.end)
 
     def other(self, side: Side) -> Side:

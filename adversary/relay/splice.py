@@ -12,10 +12,12 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
+import grpc
+
 from adversary.relay import frames as h2
 from adversary.relay.addon import Addon, Forward
 from adversary.relay.frames import H2Error
-from adversary.relay.headers import MAX_BLOCK_BYTES, Requests, context_free, ending
+from adversary.relay.headers import MAX_BLOCK_BYTES, Requests, code_of, context_free, ending
 from adversary.relay.messages import compress, expand, prefixed
 from adversary.relay.passage import INFER, STREAM, Books, Call, Passage
 from adversary.relay.stream import Stream, Turn, Way
@@ -69,6 +71,8 @@ class Splice:
         self.streams: dict[int, Stream] = {}
         self.last = 0
         """the highest stream of the client"""
+        self.peer = ""
+        """the client's address"""
         self._addon, self._books, self._wake = addon, books, wake
         self._requests = Requests()
         self._cut: dict[int, None] = {}
@@ -181,9 +185,11 @@ class Splice:
         """What of it goes on; None: all of it, as it is."""
         reader, call = way.reader, stream.call
         assert reader is not None and call is not None
-        wanted = call.answering if lane.index == ANSWER else getattr(self._addon(), "holds", True)
+        wanted = call.answering if lane.index == ANSWER else self._keeps(self._addon())
+        seen = stream.watched.got if lane.index == ASK else stream.watched.put
         if not wanted and (message := reader.skim(payload)) is not None:
             if message:
+                seen(len(message))
                 self._tap(lane, stream, message)
             return None
         same = reader.between or not reader.kept
@@ -194,7 +200,9 @@ class Splice:
                     same = False
                 else:
                     pieces.append(piece)
-            elif not reader.kept:
+                continue
+            seen(len(message))
+            if not reader.kept:
                 self._tap(lane, stream, message)
                 if piece is not None:
                     pieces.append(piece)
@@ -206,6 +214,10 @@ class Splice:
         if way.ended and reader.keeping:
             pieces.append(reader.let_go())
         return None if same else pieces
+
+    def _keeps(self, addon: Addon) -> bool:
+        """Whether requests wait until the addon has spoken; where this relay traces, to be given another parent."""
+        return getattr(addon, "holds", True) or self._books.telemetry.tracer is not None
 
     def _tap(self, lane: Lane, stream: Stream, message: bytes) -> None:
         """A message that passes while it is looked at: a frame before it does, since the books come first."""
@@ -221,7 +233,7 @@ class Splice:
         if passage is None:
             return
         assert plain is not None
-        if getattr(addon, "holds", True):
+        if self._keeps(addon):
             # it had begun to pass when this addon came, or there was no room to keep it
             passage.unasked("passed" if self._books.room > len(message) else "full")
         elif not isinstance(passage.asked(plain), Forward):
@@ -249,9 +261,10 @@ class Splice:
         encoding = call.encoding(lane.index == ANSWER) if compressed else b""
 
         def packed(forward: Forward) -> bytes:
-            if forward.message is plain:
+            onward = passage.onward(forward.message) if lane.index == ASK else forward.message
+            if onward is plain:
                 return asis
-            changed = compress(forward.message, encoding) if compressed else forward.message
+            changed = compress(onward, encoding) if compressed else onward
             return b"".join(prefixed(changed, compressed))
 
         keep = passage.keeps_order
@@ -396,8 +409,10 @@ class Splice:
                     stream.call.opened(block)
             return None
         way = stream.ways[lane.index]
-        if lane.index == ANSWER and stream.call is not None:
-            self._later(stream.call, stream.call.closed, block)
+        if lane.index == ANSWER:
+            stream.code = code_of(block)
+            if stream.call is not None:
+                self._later(stream.call, stream.call.closed, block)
         way.ended = True
         if not way.empty:
             if not (context_free(block) and (lane.index == ANSWER or self._requests.free)):
@@ -419,7 +434,8 @@ class Splice:
         ask, answer = self.lanes
         call = Call(self._books, path, encoding) if path in (INFER, STREAM) else None
         ways = Way(ask.initial, call is not None), Way(answer.initial, call is not None)
-        stream = Stream(number, *ways, call)
+        kind = "bidi_stream" if path == STREAM else "unary"
+        stream = Stream(number, *ways, call, self._books.calls.begin(path.decode("latin-1"), kind, self.peer))
         stream.ways[ASK].ended = stream.ways[ASK].closed = ended
         self.streams[number] = stream
 
@@ -595,6 +611,7 @@ class Splice:
         self._free(stream, stream.reserved)
         if stream.call is not None:
             self._later(stream.call, stream.call.ended, reason)
+        stream.watched.end(stream.code or grpc.StatusCode.CANCELLED)
 
     @staticmethod
     def _forget(stream: Stream, lane: Lane, way: Way) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+import grpc
+
 from adversary.relay.addon import Forward
 from adversary.relay.messages import Reader
 from adversary.relay.passage import Call, Passage
 from adversary.relay.window import Window
+from splitcore.telemetry.calls import Call as Watched
 
 
 class Turn:
@@ -56,12 +59,15 @@ class Way:
 class Stream:
     """Both directions of one stream, and the call in it where that is looked at."""
 
-    __slots__ = ("begun", "call", "holds", "number", "reserved", "ways")
+    __slots__ = ("begun", "call", "code", "holds", "number", "reserved", "watched", "ways")
 
-    def __init__(self, number: int, ask: Way, answer: Way, call: Call | None) -> None:
+    def __init__(self, number: int, ask: Way, answer: Way, call: Call | None, watched: Watched) -> None:
         self.number = number
         self.ways = (ask, answer)
         self.call = call
+        self.watched = watched
+        self.code: grpc.StatusCode | None = None
+        """how the server ended it; None: it has not"""
         self.holds: set[asyncio.Future[Forward]] = set()
         self.reserved = 0
         """bytes of room that its kept messages take"""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 import orjson
 import zmq
 
 from splitcore.telemetry.clock import Offset, best_of, host_identity, now_ns, offset_of
+from splitcore.telemetry.context import sampled
+from splitcore.telemetry.frame_spans import spans_of
+from splitcore.telemetry.tracing import TraceConfig, Tracer
 
 HIGH_WATER = 20_000
 """spans kept for a slow collector; above this they are dropped and counted"""
@@ -19,9 +23,13 @@ COMPARE_EVERY_S = 10.0
 class Telemetry:
     """A node's end. Nothing here ever blocks. Use it from one thread; `endpoint` None makes every call a no-op."""
 
-    def __init__(self, node: str, endpoint: str | None) -> None:
+    def __init__(self, node: str, endpoint: str | None, trace: TraceConfig | None = None) -> None:
         self.node = node
         self.sent = self.dropped = 0
+        self.tracer = None if trace is None else Tracer(node, trace)
+        """where traced frames are told too; None: nobody traces"""
+        self.heard: Callable[[Mapping[str, int]], None] | None = None
+        """for the node's own metrics: hears every span's times"""
         self._socket: zmq.Socket[bytes] | None = None
         self._closing = threading.Event()
         if endpoint is None:
@@ -36,9 +44,19 @@ class Telemetry:
         self._greeter = threading.Thread(target=self._greet, name="telemetry-clock", daemon=True)
         self._greeter.start()
 
-    def span(self, frame: str, attempt: int, /, **times_ns: int) -> None:
-        """Timestamps of this node's monotonic clock, in ns, for one sending of a frame."""
-        if self._socket is None:
+    def span(self, frame: str, attempt: int, trace: str | None = "", collected: bool = True, /, **times_ns: int) -> None:
+        """Timestamps of this node's monotonic clock, in ns, for one sending of a frame.
+
+        `trace`: the W3C context that came with it; empty: it is not traced; None: nobody has decided that yet.
+        `collected`: told to the collector, and not to the tracer alone.
+        """
+        if self.heard is not None:
+            self.heard(times_ns)
+        if self.tracer is not None:
+            context = self.tracer.begin() if trace is None else sampled(trace)
+            if context is not None:
+                self.tracer.record(*spans_of(frame, attempt, context, times_ns))
+        if self._socket is None or not collected:
             return
         record: dict[str, object] = {
             "kind": "span", "node": self.node, "frame": frame, "attempt": attempt, "t": times_ns
@@ -54,6 +72,8 @@ class Telemetry:
 
     def close(self, linger_ms: int = 500) -> None:
         """Says goodbye with the count of dropped spans, and waits at most `linger_ms` for what is on its way."""
+        if self.tracer is not None:
+            self.tracer.close()
         if self._socket is None:
             return
         self._closing.set()

@@ -36,6 +36,8 @@ UNARY_METHODS = (
 INPUT, SCORES, LABEL = "latent", "scores", "label"
 CODEC_KEY, SHAPE_KEY, ATTEMPT_KEY, ORIGIN_KEY = "lb_codec", "lb_shape", "lb_attempt", "lb_origin"
 TIMED_KEY = "lb_timed"
+TRACE_KEY = "lb_traceparent"
+"""a stream has metadata once, a frame its own trace context"""
 TIMEOUT_KEY = "timeout"
 """Triton's name: a relative deadline in microseconds"""
 PRIORITY_KEY, SEQUENCE_KEY = "priority", "sequence_id"
@@ -75,6 +77,8 @@ def pack_request(frame: Frame) -> bytes:
         parameters[PRIORITY_KEY].uint64_param = frame.priority
     if frame.mark_final:
         parameters[MARK_FINAL_KEY].bool_param = True
+    if frame.traceparent:
+        parameters[TRACE_KEY].string_param = frame.traceparent
     for name in (LABEL,) if frame.labels_only else frame.outputs:
         message.outputs.add(name=name)
     tensor = message.inputs.add(name=frame.tensor)
@@ -166,6 +170,8 @@ def unpack_request(message: bytes) -> Frame:
         priority=priority,
         stateful=SEQUENCE_KEY in request.parameters,
         mark_final=_flag(request, MARK_FINAL_KEY),
+        # whoever sends nonsense is not traced
+        traceparent=request.parameters[TRACE_KEY].string_param[:MAX_ID] if TRACE_KEY in request.parameters else "",
         numbered=attempt is not None,
     )
 
@@ -173,6 +179,13 @@ def unpack_request(message: bytes) -> Frame:
 def split(frame: Frame) -> list[Frame]:
     """A frame of k rows as k of one row each, named `<id>#<row>`."""
     return [replace(frame, id=f"{frame.id}#{row}", payloads=(payload,)) for row, payload in enumerate(frame.payloads)]
+
+
+def with_traceparent(message: bytes, before: str, after: str) -> bytes:
+    """The same request under another parent: of equal length, so that nothing else of the message changes."""
+    if len(before) != len(after):
+        raise ValueError(f"expected trace contexts of one length, got {len(before)} and {len(after)} characters")
+    return message.replace(before.encode(), after.encode(), 1)
 
 
 def replace_payloads(message: bytes, payloads: Sequence[bytes | memoryview]) -> bytes:

@@ -207,9 +207,9 @@ async def test_the_control_plane_and_the_metrics_tell_the_models_apart(digits_cu
     finally:
         process.signal(signal.SIGTERM)
         assert process.wait() == 0, process.output
-    computed = {sample.labels["model"]: sample.value for sample in samples if sample.name == "nv_inference_count"}
+    computed = {sample.labels["model"]: sample.value for sample in samples if sample.name == "nv_inference_count_total"}
     assert computed == {wide.name: 5, narrow.name: 2}
     # what is for none of them is counted with the first
-    failed = [sample for sample in samples if sample.name == "nv_inference_request_failure" and sample.value]
-    assert [(sample.labels["model"], sample.labels["reason"], sample.value) for sample in failed] == [(wide.name, "INVALID", 1)]
+    failed = [sample for sample in samples if sample.name == "nv_inference_request_failure_total" and sample.value]
+    assert [(sample.labels["model"], sample.labels["detail"], sample.value) for sample in failed] == [(wide.name, "INVALID", 1)]
     assert [(row["id"], row["model"]) for row in rows] == [("r/a/1", wide.name), ("r/a/2", narrow.name)]

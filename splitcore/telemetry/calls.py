@@ -1,0 +1,215 @@
+"""gRPC calls as Prometheus knows them: go-grpc-prometheus' names, gRFC A66's buckets, one place for servers and clients.
+
+Methods outside of the allow-list count as `other`: whoever calls made-up names makes no new series. Each number has one
+writer, so nothing here takes a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import grpc
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from splitcore.telemetry.clock import now_ns
+from splitcore.telemetry.exposition import Histogram, counter
+from splitcore.wire import oip
+
+OTHER = "other"
+OURS = (
+    *(oip.path(name) for name in (*oip.UNARY_METHODS, oip.STREAM)),
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+)
+"""methods that have series of their own"""
+LABELS = ("grpc_type", "grpc_service", "grpc_method")
+
+
+class Method:
+    """What is known of all calls of one method."""
+
+    def __init__(self, path: str, kind: str) -> None:
+        service, _, method = path.strip("/").rpartition("/")
+        self.path = path
+        self.labels = (kind, service or OTHER, method)
+        self.started = self.received = self.sent = self.received_bytes = self.sent_bytes = 0
+        self.codes: Counter[str] = Counter()
+        self.seconds = Histogram()
+
+
+class Call:
+    """One call that is open. A message is `got` or `put`; `end` is called once."""
+
+    __slots__ = ("_calls", "_method", "began_ns", "peer", "put_messages", "read_messages")
+
+    def __init__(self, calls: Calls, method: Method, peer: str) -> None:
+        self._calls, self._method, self.peer = calls, method, peer
+        self.began_ns = now_ns()
+        self.read_messages = self.put_messages = 0
+
+    @property
+    def path(self) -> str:
+        return self._method.path
+
+    def got(self, size: int) -> None:
+        self.read_messages += 1
+        self._method.received += 1
+        self._method.received_bytes += size
+
+    def put(self, size: int) -> None:
+        self.put_messages += 1
+        self._method.sent += 1
+        self._method.sent_bytes += size
+
+    def end(self, code: grpc.StatusCode) -> None:
+        self._calls.open.discard(self)
+        self._method.codes[code.name] += 1
+        self._method.seconds.add((now_ns() - self.began_ns) / 1e9)
+
+
+class Calls(Collector):
+    """Of one side of a node: what it serves, or what it calls."""
+
+    def __init__(self, side: Literal["server", "client"], methods: Iterable[str] = OURS) -> None:
+        self._side, self._known = side, frozenset(methods)
+        self.methods: dict[str, Method] = {}
+        self.open: set[Call] = set()
+
+    def begin(self, path: str, kind: str = "unary", peer: str = "") -> Call:
+        """`kind`: unary, client_stream, server_stream or bidi_stream."""
+        name = path if path in self._known else OTHER
+        method = self.methods.get(name)
+        if method is None:
+            method = self.methods[name] = Method(name, kind if name != OTHER else OTHER)
+        method.started += 1
+        call = Call(self, method, peer)
+        self.open.add(call)
+        return call
+
+    def collect(self) -> Iterator[Metric]:
+        side, methods = self._side, list(self.methods.values())
+        started = counter(f"grpc_{side}_started_total", "Calls that began", LABELS)
+        handled = counter(f"grpc_{side}_handled_total", "Calls that ended, by status", [*LABELS, "grpc_code"])
+        received = counter(f"grpc_{side}_msg_received_total", "Messages received", LABELS)
+        sent = counter(f"grpc_{side}_msg_sent_total", "Messages sent", LABELS)
+        received_bytes = counter(f"grpc_{side}_msg_received_bytes_total", "Bytes of messages received", LABELS)
+        sent_bytes = counter(f"grpc_{side}_msg_sent_bytes_total", "Bytes of messages sent", LABELS)
+        seconds = HistogramMetricFamily(f"grpc_{side}_handling_seconds", "From a call's begin to its end", labels=LABELS)
+        for method in methods:
+            started.add_metric(method.labels, method.started)
+            for code, count in method.codes.items():
+                handled.add_metric([*method.labels, code], count)
+            received.add_metric(method.labels, method.received)
+            sent.add_metric(method.labels, method.sent)
+            received_bytes.add_metric(method.labels, method.received_bytes)
+            sent_bytes.add_metric(method.labels, method.sent_bytes)
+            method.seconds.add_to(seconds, method.labels)
+        yield from (started, handled, received, sent, received_bytes, sent_bytes, seconds)
+
+
+class _Watched:
+    """A servicer's context that counts the messages of its call."""
+
+    def __init__(self, context: Any, call: Call) -> None:
+        self._context, self._call = context, call
+        self._read, self._write = context.read, context.write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def read(self) -> Any:
+        message = await self._read()
+        if message is not grpc.aio.EOF:
+            self._call.got(_size(message))
+        return message
+
+    def write(self, message: Any) -> Awaitable[None]:
+        self._call.put(_size(message))
+        written: Awaitable[None] = self._write(message)
+        return written
+
+
+class WatchCalls(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """The interceptor of a grpc.aio server."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler | None:
+        handler = await continuation(details)
+        if handler is None:
+            self._calls.begin(details.method).end(grpc.StatusCode.UNIMPLEMENTED)
+            return None
+        name = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
+        kind = {
+            "unary_unary": "unary", "unary_stream": "server_stream", "stream_unary": "client_stream",
+            "stream_stream": "bidi_stream",
+        }[name]  # fmt: skip
+        watched = self._watched(getattr(handler, name), details.method, kind)
+        make = getattr(grpc, f"{name}_rpc_method_handler")
+        made: grpc.RpcMethodHandler = make(watched, handler.request_deserializer, handler.response_serializer)
+        return made
+
+    def _watched(self, behaviour: Any, path: str, kind: str) -> Any:
+        async def answer(request: Any, context: Any) -> Any:
+            call = self._calls.begin(path, kind, context.peer())
+            try:
+                reply = await behaviour(_requests(request, call), _Watched(context, call))
+            except BaseException as error:
+                call.end(_code(context, error))
+                raise
+            if reply is not None:
+                call.put(_size(reply))
+            call.end(_code(context))
+            return reply
+
+        async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
+            call = self._calls.begin(path, kind, context.peer())
+            try:
+                async for reply in behaviour(_requests(request, call), _Watched(context, call)):
+                    call.put(_size(reply))
+                    yield reply
+            except BaseException as error:
+                call.end(_code(context, error))
+                raise
+            call.end(_code(context))
+
+        return generate if inspect.isasyncgenfunction(behaviour) else answer
+
+
+def _requests(request: Any, call: Call) -> Any:
+    """A single request is counted at once; of a stream, what the behaviour takes from the iterator."""
+    if not hasattr(request, "__aiter__"):
+        call.got(_size(request))
+        return request
+
+    async def counted() -> AsyncIterator[Any]:
+        async for message in request:
+            call.got(_size(message))
+            yield message
+
+    return counted()
+
+
+def _size(message: Any) -> int:
+    return len(message) if isinstance(message, bytes) else message.ByteSize()
+
+
+def _code(context: Any, error: BaseException | None = None) -> grpc.StatusCode:
+    """How a call ended: as its behaviour said, or by what it was ended."""
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        remaining = context.time_remaining()
+        return grpc.StatusCode.DEADLINE_EXCEEDED if remaining is not None and remaining <= 0 else grpc.StatusCode.CANCELLED
+    said = context.code()
+    code = next((code for code in grpc.StatusCode if said in (code, code.value[0])), grpc.StatusCode.OK)
+    unsaid = error is not None and not isinstance(error, grpc.aio.AbortError) and code is grpc.StatusCode.OK
+    return grpc.StatusCode.UNKNOWN if unsaid else code
