@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adversary.metrics import Deeds
 from splitcore.live.history import History, Sample, Since
-from splitcore.live.view import Chart, Live, Series, Table, Tile, View, age, number, over_time, percent
+from splitcore.live.view import Chart, Live, Series, Table, Tile, View, age, host, number, over_time, percent
 
 if TYPE_CHECKING:
     from adversary.node import Adversary
@@ -53,14 +53,14 @@ def live_adversary(adversary: Adversary, deeds: Deeds) -> Live:
             node="adversary",
             title=deeds.run or "man in the middle",
             state=doing,
-            well=True,
+            well=kind != "attack",
             subtitle=f"upstream {adversary.relay.upstream}{goal}",
             tiles=[
                 Tile("Success so far", percent(fell, deeds.ended), f"{fell:,} of {deeds.ended:,} sessions", tone),
                 Tile("Queries", f"{books['query']:,}", f"{number(history.last('queries'))} a second"),
-                Tile("Queries to success", number(median(deeds.succeeded_at) if fell else None), "median"),
+                Tile("Median queries", number(median(deeds.succeeded_at) if fell else None), "to a success"),
                 Tile("Held now", f"{adversary.held:,}", f"{number(history.last('hold'), 'ms')} held, median"),
-                Tile("Frames", f"{books['clean'] + books['forwarded']:,}", f"{books['forwarded']:,} of them were held"),
+                Tile("Frames", f"{books['clean'] + books['forwarded']:,}", f"{deeds.held.count:,} were held"),
                 Tile("Lost", f"{books['lost']:,}", f"requests; {adversary.relay.unaccounted:,} not in the books"),
             ],
             charts=[
@@ -81,7 +81,7 @@ def live_adversary(adversary: Adversary, deeds: Deeds) -> Live:
                 Table(
                     "The books", ("what", "count"),
                     [
-                        ("query rows", books["query"]), ("held frames sent on", books["forwarded"]),
+                        ("query rows", books["query"]), ("frames forwarded", books["forwarded"]),
                         ("frames passed", books["clean"]), ("requests answered", books["answered"]),
                         ("requests lost", books["lost"]), ("messages outside of the books", adversary.relay.unaccounted),
                     ],
@@ -89,7 +89,7 @@ def live_adversary(adversary: Adversary, deeds: Deeds) -> Live:
                 Table(
                     "Clients", ("client", "method", "messages in", "answers out", "for"),
                     [
-                        (call.peer, call.path.rpartition("/")[2], call.read_messages, call.put_messages, age(call.began_ns))
+                        (host(call.peer), call.name, call.read_messages, call.put_messages, age(call.began_ns))
                         for call in sorted(deeds.server.open, key=lambda call: call.began_ns)[:50]
                     ],
                     "no call is open",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from edge_server.metrics import STAGES, Metrics
 from edge_server.models import Models
 from splitcore.live.history import History, Sample, Since
-from splitcore.live.view import Chart, Live, Series, Table, Tile, View, age, number, over_time
+from splitcore.live.view import Chart, Live, Series, Table, Tile, View, age, host, number, over_time
 from splitcore.telemetry.exposition import ROWS
 
 SHOWN = 50
@@ -95,7 +95,7 @@ def live_edge(metrics: Metrics, models: Models, pending: Callable[[], tuple[int,
                 Table(
                     "Calls that are open", ("client", "method", "frames in", "answers out", "for"),
                     [
-                        (call.peer, call.path.rpartition("/")[2], call.read_messages, call.put_messages, age(call.began_ns))
+                        (host(call.peer), call.name, call.read_messages, call.put_messages, age(call.began_ns))
                         for call in calls[:SHOWN]
                     ],
                     "no call is open",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import unquote
 
 from splitcore.live.history import EVERY_S, History
 from splitcore.telemetry.clock import now_ns
@@ -93,6 +94,11 @@ def number(value: float | None, unit: str = "") -> str:
         return "–"
     text = f"{value:,.0f}" if abs(value) >= 100 or float(value).is_integer() else f"{value:.3g}"
     return f"{text} {unit}".rstrip()
+
+
+def host(peer: str) -> str:
+    """gRPC's name for a peer as people write it: host:port."""
+    return unquote(peer.removeprefix("ipv4:").removeprefix("ipv6:"))
 
 
 def age(began_ns: int) -> str:

@@ -55,8 +55,9 @@ class Call:
         self.read_messages = self.put_messages = 0
 
     @property
-    def path(self) -> str:
-        return self._method.path
+    def name(self) -> str:
+        """Of its method."""
+        return self._method.labels[2]
 
     def got(self, size: int) -> None:
         self.read_messages += 1
