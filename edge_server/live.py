@@ -20,7 +20,7 @@ def live_edge(metrics: Metrics, models: Models, pending: Callable[[], tuple[int,
 
     def measure() -> Sample:
         since.look()
-        counts = [model.counts for model in models]
+        counts = list(metrics.models.values())
         p50, p99 = since.quantiles("latency", [of.latency for of in counts], (0.5, 0.99))
         answered = sum(of.success for of in counts)
         grown = {
@@ -78,10 +78,10 @@ def live_edge(metrics: Metrics, models: Models, pending: Callable[[], tuple[int,
             ],
             tables=[
                 Table(
-                    "Models", ("model", "device", "requests", "rows", "mean batch", "refused", "load, s"),
+                    "Models", ("model", "version", "device", "requests", "rows", "mean batch", "refused", "load, s"),
                     [
                         (
-                            model.name, model.tail.device, model.counts.success, model.counts.rows,
+                            model.name, model.version, model.tail.device, model.counts.success, model.counts.rows,
                             model.counts.rows / model.counts.executions if model.counts.executions else None,
                             sum(model.counts.failures.values()), model.counts.load_s,
                         )

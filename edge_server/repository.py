@@ -26,6 +26,7 @@ from edge_server.models import Model, Models
 from edge_server.refusal import Refused
 from splitcore.artefact import MANIFEST, Artefact
 from splitcore.errors import ArtefactError, LatentbedError
+from splitcore.telemetry.clock import now_ns
 
 _log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
+import grpc
 from hpack import Decoder, HPACKError
 from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable

@@ -86,7 +86,7 @@ class Passage:
         self._why, self._size = forward.why, forward.payload_bytes
 
     def onward(self, message: bytes) -> bytes:
-        """A traced frame goes on as the child of the relay's own span. Of all others, and where nobody traces, every byte stays."""
+        """A traced frame goes on as the child of the relay's own span; of all others every byte stays."""
         before = self.frame.traceparent
         if self._books.telemetry.tracer is None or (sender := sampled(before)) is None:
             return message

@@ -132,7 +132,7 @@ function draw(figure, chart, index) {
 function table(one) {
   const box = make("div", {}, make("h2", {}, one.title));
   if (!one.rows.length) { box.append(make("div", { class: "empty" }, one.empty)); return box; }
-  const shown = (cell) => (typeof cell === "number" ? number(cell) : cell ?? "–");
+  const shown = (cell) => (typeof cell === "number" ? (Number.isInteger(cell) ? cell.toLocaleString("en") : number(cell)) : cell ?? "–");
   box.append(make("table", {},
     make("thead", {}, make("tr", {}, ...one.columns.map((name) => make("th", { scope: "col" }, name)))),
     make("tbody", {}, ...one.rows.map((row) => make("tr", {}, ...row.map((cell, i) => make("td", { "data-label": one.columns[i] }, shown(cell))))))));
