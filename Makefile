@@ -1,7 +1,7 @@
 # latentbed. `make` lists what there is; nothing has to be set up before.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-parity test-arm64 check format proto up up-direct down test-compose test-gpu bench clean
+.PHONY: help demo test test-long test-parity test-arm64 check format proto up up-direct up-scale up-watch down test-compose test-gpu bench clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -66,8 +66,16 @@ up-direct: ## the same without the adversary, for comparison
 	@$(COMPOSE) --profile direct up --build --abort-on-container-exit --exit-code-from direct_client \
 		edge_server direct_client direct_testbed
 
+up-watch: ## Prometheus, Grafana and Jaeger beside them, on 127.0.0.1:9090, :3000 and :16686
+	@$(COMPOSE) --profile watch up --detach prometheus grafana jaeger
+
+up-scale: ## the scenario with two edge servers behind nginx
+	@mkdir -p runs
+	@SCENARIO=scenarios/compose-scale.yaml $(COMPOSE) -f docker-compose.yml -f docker/scale/compose.yml up --build \
+		--abort-on-container-exit --exit-code-from mobile_client
+
 down: ## the containers and their networks away; artefacts stay in their volume
-	@$(COMPOSE) --profile direct down --remove-orphans
+	@$(COMPOSE) --profile direct --profile watch down --remove-orphans
 
 test-compose: $(READY) ## the tests that need a Docker engine (they fail without one)
 	@$(BIN)/python -m pytest -q -m compose tests/compose

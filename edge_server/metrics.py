@@ -17,6 +17,7 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Met
 from prometheus_client.registry import Collector
 
 from edge_server.batch import Done
+from edge_server.gpu import Gpus
 from edge_server.queue import Job
 from edge_server.refusal import Reason, Refused
 from splitcore.telemetry.calls import Calls
@@ -118,7 +119,8 @@ class Metrics(Collector):
         self.models, self._pending = models, pending
         self.open_streams = 0
         self.calls = Calls("server")
-        self.registry.register(self.calls)
+        for collector in (self.calls, Gpus()):
+            self.registry.register(collector)
         self.registry.register(self)
 
     @property

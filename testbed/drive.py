@@ -15,10 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from adversary.pool import Recording
+from splitcore import journal
 from splitcore.artefact import MANIFEST, Artefact, Manifest
 from splitcore.codec import fit
 from splitcore.codec.identity import Identity
@@ -26,7 +28,7 @@ from splitcore.errors import ArtefactError, ScenarioError
 from splitcore.telemetry.collector import Collector
 from splitcore.threat import Scale, ThreatModel, absolute_eps
 from splitcore.wire.channel import split_address
-from testbed.nodes import Trio, following, local_nodes, remote_nodes
+from testbed.nodes import Node, Trio, following, local_nodes, remote_nodes
 from testbed.scenario import AttackPass, OtherCut, RecordPass, Scenario, StreamPass, dump_scenario, load_scenario
 from testbed.versions import versions
 
@@ -192,7 +194,7 @@ class _Pass:
         trio.client.save(f"/passes/{run}/attempts", into / "attempts.jsonl")
         if self.policy is not None:
             trio.client.save(f"/passes/{run}/plan", into / "plan.jsonl")
-        trio.edge.save("/log", into / "server.jsonl", run=run)
+        _save_logs(trio.edges, into / "server.jsonl", run)
         if trio.adversary is not None:
             trio.adversary.save("/ledger", into / "queries.jsonl", run=run)
             trio.adversary.save("/sessions", into / "sessions.jsonl", run=run)
@@ -275,6 +277,20 @@ class _Pass:
                 elements *= n
             return absolute_eps(threat, Scale(1.0, 1.0, 0.0, elements))
         return absolute_eps(threat, Scale(spec.range, spec.std, step, elements))
+
+
+def _save_logs(edges: Sequence[Node], into: Path, run: str) -> None:
+    """The log of the one edge as it is; of several one after the other, each row with its edge."""
+    if len(edges) == 1:
+        edges[0].save("/log", into, run=run)
+        return
+    temporary = into.with_name(into.name + ".all")
+    with temporary.open("wb") as whole:
+        for edge in edges:
+            edge.save("/log", into, run=run)
+            for row in journal.read(into):
+                whole.write(orjson.dumps({**row, "edge": edge.control}) + b"\n")
+    temporary.replace(into)
 
 
 def _json(config: Any) -> Any:

@@ -96,6 +96,12 @@ class Trio:
     client: Node
     edge: Node
     adversary: Node | None
+    replicas: tuple[Node, ...] = ()
+    """further edge servers behind the same balancer"""
+
+    @property
+    def edges(self) -> tuple[Node, ...]:
+        return (self.edge, *self.replicas)
 
 
 class Process:
@@ -206,7 +212,9 @@ def remote_nodes(scenario: Scenario) -> Trio:
     """The nodes at the scenario's addresses, once they all answer. Raises NodeError."""
     assert scenario.nodes is not None
     token = load_token(scenario.nodes.token_file)
-    addresses = {"client": scenario.nodes.client, "edge": scenario.nodes.edge, "adversary": scenario.nodes.adversary}
+    first, *others = scenario.nodes.edges
+    addresses = {"client": scenario.nodes.client, "edge": first, "adversary": scenario.nodes.adversary}
+    addresses |= {f"edge-{number}": address for number, address in enumerate(others, 2)}
     nodes = {name: Node(name, address.control, token) for name, address in addresses.items() if address is not None}
     deadline = time.monotonic() + START_S
     for node in nodes.values():
@@ -218,4 +226,5 @@ def remote_nodes(scenario: Scenario) -> Trio:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
-    return Trio(nodes["client"], nodes["edge"], nodes.get("adversary"))
+    replicas = tuple(node for name, node in nodes.items() if name.startswith("edge-"))
+    return Trio(nodes["client"], nodes["edge"], nodes.get("adversary"), replicas)

@@ -141,10 +141,21 @@ class Nodes(_Strict):
 
     client: Address
     adversary: Address | None
-    edge: Address
+    edge: Address | tuple[Address, ...]
+    """one, or the replicas behind a balancer: the books are compared with the logs of all"""
     token_file: Path
     telemetry: str = "0.0.0.0:5555"
     """where the collector listens, host:port; clocks are compared on the next port"""
+
+    @model_validator(mode="after")
+    def _some_edge(self) -> Nodes:
+        if not self.edges:
+            raise ValueError("expected one edge or more, got none")
+        return self
+
+    @property
+    def edges(self) -> tuple[Address, ...]:
+        return self.edge if isinstance(self.edge, tuple) else (self.edge,)
 
 
 class Scenario(_Strict):

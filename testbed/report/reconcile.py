@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from testbed.report.model import LedgerCounts
@@ -51,6 +51,8 @@ class ServerRow:
     attempt: int
     origin: str
     rows: int
+    edges: frozenset[str] = frozenset()
+    """whose logs have it, where there are several"""
 
 
 class Asker(Protocol):
@@ -82,8 +84,11 @@ def entries_of(events: Iterable[Mapping[str, Any]]) -> dict[Key, Entry]:
 def server_rows_of(lines: Iterable[Mapping[str, Any]]) -> dict[Key, ServerRow]:
     rows: dict[Key, ServerRow] = {}
     for line in lines:
-        row = ServerRow(str(line["id"]), int(line["attempt"]), str(line["origin"]), int(line["rows"]))
-        rows.setdefault((row.id, row.attempt), row)
+        edges = frozenset({str(line["edge"])} if "edge" in line else ())
+        row = ServerRow(str(line["id"]), int(line["attempt"]), str(line["origin"]), int(line["rows"]), edges)
+        before = rows.setdefault((row.id, row.attempt), row)
+        if not edges <= before.edges:
+            rows[row.id, row.attempt] = replace(before, edges=before.edges | edges)
     return rows
 
 
@@ -156,7 +161,12 @@ def _ledger_against_log(ledger: Mapping[Key, Entry], server: Mapping[Key, Server
 
 
 def _log_against_ledger(ledger: Mapping[Key, Entry], server: Mapping[Key, ServerRow]) -> list[str]:
-    return [
+    twice = [
+        f"{_name(key)}: computed by {' and by '.join(sorted(row.edges))}, a balancer sent it twice"
+        for key, row in server.items()
+        if len(row.edges) > 1
+    ]
+    return twice + [
         f"{_name(key)}: in the server's log, but neither answered nor lost in the ledger" for key in server if key not in ledger
     ]
 
