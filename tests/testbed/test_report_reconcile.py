@@ -175,3 +175,16 @@ def test_torn_last_lines_are_passed_over(tmp_path: Path) -> None:
     counts, wrong = reconcile(entries_of(read(ledger)), server_rows_of(read(server)), [session(1)], 1)
     assert counts.agrees, wrong
     assert counts.entries == counts.server_entries == 1
+
+
+def test_what_two_replicas_have_computed_is_told() -> None:
+    """A balancer that sends a request on to a second server makes two rows of one attempt."""
+    events = [
+        {"event": "sent", "id": "r/c/0", "attempt": 1, "kind": "clean", "rows": 1},
+        {"event": "answered", "id": "r/c/0", "attempt": 1},
+    ]
+    line = {"id": "r/c/0", "attempt": 1, "origin": "client", "rows": 1}
+    once = server_rows_of([{**line, "edge": "a:1"}])
+    twice = server_rows_of([{**line, "edge": "a:1"}, {**line, "edge": "b:1"}])
+    assert reconcile(entries_of(events), once)[1] == []
+    assert reconcile(entries_of(events), twice)[1] == ["r/c/0 attempt 1: computed by a:1 and by b:1, a balancer sent it twice"]
