@@ -19,7 +19,6 @@ from splitcore.telemetry.tracing import trace_config
 from splitcore.wire.sealing import load_key
 from splitcore.wire.tls import server_tls
 
-
 TraceEndpoint = Annotated[
     str | None, typer.Option(help="OTLP/HTTP collector, http://host:4318; none: off", envvar="LATENTBED_TRACE_ENDPOINT")
 ]

@@ -51,9 +51,7 @@ class Relay:
         self.addon = addon
         self.upstream = upstream
         self.tls, self.intercepting = tls, intercepting
-        self.books = Books(
-            ledger, telemetry, MAX_KEPT_BYTES, form=form, correlates=correlates, calls=calls or Calls("server")
-        )
+        self.books = Books(ledger, telemetry, MAX_KEPT_BYTES, form=form, correlates=correlates, calls=calls or Calls("server"))
         self.pairs: set[Pair] = set()
         self._server: asyncio.Server | None = None
 
