@@ -29,7 +29,19 @@ from splitcore.telemetry.collector import Collector
 from splitcore.threat import Scale, ThreatModel, absolute_eps
 from splitcore.wire.channel import split_address
 from testbed.nodes import Node, Trio, following, local_nodes, remote_nodes
-from testbed.scenario import AttackPass, OtherCut, RecordPass, Scenario, StreamPass, dump_scenario, load_scenario
+from testbed.price import PRICE, measure
+from testbed.scenario import (
+    AttackPass,
+    OtherCut,
+    Pass,
+    ProbePass,
+    RecordPass,
+    Scenario,
+    StreamPass,
+    dump_scenario,
+    load_scenario,
+)
+from testbed.security import Arming, arm
 from testbed.versions import versions
 
 LESSON_S = 900.0
@@ -43,10 +55,10 @@ class Plan:
     number: int
     name: str
     kind: str
-    configured: AttackPass | RecordPass | StreamPass | None = None
+    configured: Pass | StreamPass | None = None
 
     @property
-    def attack(self) -> AttackPass | RecordPass | None:
+    def attack(self) -> Pass | None:
         return None if isinstance(self.configured, StreamPass) else self.configured
 
     @property
@@ -60,7 +72,7 @@ class Plan:
 
 def plans(scenario: Scenario) -> list[Plan]:
     """Clean first, then the identity codec, then the streams and the attacks in their order."""
-    whole: list[tuple[str, str, AttackPass | RecordPass | StreamPass | None]] = [
+    whole: list[tuple[str, str, Pass | StreamPass | None]] = [
         ("clean", "clean", None),
         ("identity", "identity", None),
         *((stream.name, "stream", stream) for stream in scenario.streams),
@@ -86,15 +98,21 @@ def drive(folder: Path, artefact_dir: Path, data_dir: Path | None, console: Cons
         _hold_to(folder / f"cut-{number}.json", other)
     (folder / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
     host, port = ("127.0.0.1", None) if scenario.nodes is None else split_address(scenario.nodes.telemetry)
+    security = scenario.security
+    arming = Arming() if security is None else arm(security, folder / "security")
     collector = Collector(folder / "spans.jsonl", host, port)
     try:
         if scenario.nodes is None:
-            with local_nodes(scenario, artefact_dir, folder / "nodes", collector.endpoint, data_dir, cut_dirs) as trio:
+            states = folder / "nodes"
+            with local_nodes(scenario, artefact_dir, states, collector.endpoint, data_dir, cut_dirs, arming) as trio:
                 _passes(folder, scenario, artefact, others, trio, console)
         else:
             _passes(folder, scenario, artefact, others, remote_nodes(scenario), console)
     finally:
         collector.close()
+    if security is not None and security.level != "clear" and security.price_frames and not (folder / PRICE).exists():
+        console.print("what protection costs")
+        measure(scenario, artefact_dir, arming, folder, data_dir)
     clocks: dict[str, Any] = {
         node: {"offset_ns": offset.offset_ns, "uncertainty_ns": offset.uncertainty_ns}
         for node, offset in collector.offsets.items()
@@ -131,7 +149,7 @@ def _progress(console: Console) -> Progress:
     )  # fmt: skip
 
 
-SHARED = {"attack", "threat", "order", "share", "max_held", "sections", "workers"}
+SHARED = {"attack", "threat", "order", "share", "max_held", "sections", "workers", "steal_token"}
 """what of an attack's pass is the adversary's business, as it stands there"""
 
 
@@ -198,6 +216,8 @@ class _Pass:
         if trio.adversary is not None:
             trio.adversary.save("/ledger", into / "queries.jsonl", run=run)
             trio.adversary.save("/sessions", into / "sessions.jsonl", run=run)
+            if isinstance(self.plan.attack, ProbePass):
+                trio.adversary.save("/probes", into / "probes.jsonl", run=run)
 
     def _behaviour(self) -> dict[str, Any]:
         match self.plan.attack:
@@ -209,6 +229,8 @@ class _Pass:
                 }  # fmt: skip
             case RecordPass():
                 return {"kind": "record", "run": self.run}
+            case ProbePass() as probe:
+                return {"kind": "probe", "run": self.run, "tries": probe.probe}
             case _:
                 return {"kind": "pass", "run": self.run}
 
@@ -239,7 +261,8 @@ class _Pass:
             "load": self._dump("load"), "window": self.scenario.window,
             "link": link if link is None or isinstance(link, str) else json.dumps(link),
             "deadline_ms": self.scenario.deadline_ms,
-            "attack": self._parameters(attack) if attack else {"kind": "record"} if self.plan.attack else None,
+            "attack": self._of_the_adversary(),
+            "opaque": self.scenario.security is not None and self.scenario.security.level == "mtls",
             "policy": self.policy, "cuts": self._cuts(),
             "source": _json(self.source),
             "point": threat.point if threat else None, "norm": threat.norm if threat else None,
@@ -253,6 +276,17 @@ class _Pass:
             "artefact_handshake": self.artefact.manifest.handshake,
             "device": self.trio.edge.get("/models")["models"][0]["device"],
         }  # fmt: skip
+
+    def _of_the_adversary(self) -> dict[str, Any] | None:
+        match self.plan.attack:
+            case AttackPass() as attack:
+                return self._parameters(attack)
+            case RecordPass():
+                return {"kind": "record"}
+            case ProbePass() as probe:
+                return {"kind": "probe", "tries": probe.probe}
+            case None:
+                return None
 
     def _cuts(self) -> dict[str, str]:
         """What each prepared artefact's frames go through, by its name; empty where there is one alone."""

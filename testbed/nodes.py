@@ -19,6 +19,7 @@ from splitcore.control import load_token
 from splitcore.errors import LatentbedError
 from splitcore.node import END_WITH_STDIN, begin, read_ready
 from testbed.scenario import Scenario
+from testbed.security import Arming
 
 START_S = 60.0
 POLL_S = 0.1
@@ -168,11 +169,14 @@ def local_nodes(
     telemetry: str | None,
     data_dir: Path | None,
     cuts: Sequence[Path] = (),
+    arming: Arming | None = None,
 ) -> Iterator[Trio]:
     """Three processes on loopback: client to adversary to edge (or client to edge), stopped at the end.
 
-    `cuts`: further artefacts for client and edge; the adversary knows the first alone.
+    `cuts`: further artefacts for client and edge; the adversary knows the first alone. `arming`: what protects the frames;
+    None: nothing.
     """
+    arming = arming or Arming()
     token_file = states / "token"
     token = load_token(token_file)
     common = ["--artefact", str(artefact), "--token-file", str(token_file)]
@@ -197,14 +201,14 @@ def local_nodes(
 
         options = [text for key, value in edge_options.items() if value is not None for text in (key, str(value))]
         options += [text for entry in edge.trust for text in ("--trust", entry)]
-        edge_node, target = start("edge_server", "edge", [*further, *options])
+        edge_node, target = start("edge_server", "edge", [*further, *options, *arming.edge])
         adversary_node = None
         if scenario.adversary:
             trust = () if isinstance(scenario.adversary, bool) else scenario.adversary.trust
             options = [text for entry in trust for text in ("--trust", entry)]
-            adversary_node, target = start("adversary", "adversary", ["--upstream", target, *data, *options])
+            adversary_node, target = start("adversary", "adversary", ["--upstream", target, *data, *options, *arming.adversary])
         options = ["--head", scenario.phone.head, "--threads", str(scenario.phone.threads)]
-        client_node, _ = start("mobile_client", "client", [*further, "--target", target, *data, *options])
+        client_node, _ = start("mobile_client", "client", [*further, "--target", target, *data, *options, *arming.client])
         yield Trio(client_node, edge_node, adversary_node)
 
 

@@ -18,6 +18,7 @@ from splitcore.codec import CodecConfig
 from splitcore.data.source import ArtefactSource, SourceConfig
 from splitcore.link import LinkInTime
 from splitcore.threat import ThreatModel
+from testbed.security import Security
 
 NAME = Field(pattern=r"^[A-Za-z0-9_.+-]{1,32}$")
 
@@ -45,6 +46,8 @@ class AttackPass(_Strict):
     pool: PoolConfig | None = None
     """other latents that the adversary holds: start points of decision attacks, and what learners learn from.
     `{kind: recording, run: NAME}` is what a record pass that comes before this one recorded"""
+    steal_token: bool = False
+    """the adversary asks with the token that the phone says in clear text"""
 
     @model_validator(mode="after")
     def _fits(self) -> AttackPass:
@@ -67,14 +70,26 @@ class RecordPass(_Strict):
     """of this pass; None: the scenario's"""
 
 
+class ProbePass(_Strict):
+    """The stream once more, with an adversary that tries each thing there is to try against protected frames a few times."""
+
+    name: Annotated[str, NAME] = "probe"
+    probe: Annotated[int, Field(ge=1, le=1024)]
+    """times"""
+    frames: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+    """of this pass; None: the scenario's"""
+
+
 def _which(entry: Any) -> str:
     """By what it is like, so that what is wrong with it is said once."""
-    is_attack = "attack" in entry if isinstance(entry, dict) else not isinstance(entry, RecordPass)
-    return "(attack)" if is_attack else "(record)"
+    keys = entry if isinstance(entry, dict) else type(entry).model_fields
+    return next((f"({key})" for key in ("attack", "probe") if key in keys), "(record)")
 
 
-Pass: TypeAlias = AttackPass | RecordPass
-EitherPass: TypeAlias = Annotated[AttackPass, Tag("(attack)")] | Annotated[RecordPass, Tag("(record)")]
+Pass: TypeAlias = AttackPass | RecordPass | ProbePass
+EitherPass: TypeAlias = (
+    Annotated[AttackPass, Tag("(attack)")] | Annotated[RecordPass, Tag("(record)")] | Annotated[ProbePass, Tag("(probe)")]
+)
 
 
 class Phone(_Strict):
@@ -188,6 +203,8 @@ class Scenario(_Strict):
     streams: tuple[StreamPass, ...] = ()
     """the scenario's other passes without an attack: other cuts, or a phone that re-plans"""
     edge: Edge = Edge()
+    security: Security | None = None
+    """what protects the frames, and is measured; None: nothing"""
     nodes: Nodes | None = None
     """None: three processes on loopback"""
 
@@ -197,6 +214,11 @@ class Scenario(_Strict):
             raise ValueError("expected a `recipe` to train or an `artefact` to use, got neither")
         if self.attacks and not self.adversary:
             raise ValueError("expected no attacks where `adversary: false`")
+        if self.security is not None and self.nodes is not None:
+            raise ValueError("expected `security` where the testbed starts the nodes: nodes that run have theirs already")
+        stealing = [one.name for one in self.attacks if isinstance(one, AttackPass) and one.steal_token]
+        if stealing and (self.security is None or not self.security.tokens):
+            raise ValueError(f"expected `security: {{tokens: true}}` where a token is stolen, in {', '.join(stealing)}")
         if self.adversary and self.nodes is not None and self.nodes.adversary is None:
             raise ValueError("expected the adversary's address in `nodes`, or `adversary: false`")
         names = [one.name for one in (*self.streams, *self.attacks)]
@@ -206,7 +228,7 @@ class Scenario(_Strict):
         for attack in self.attacks:
             if isinstance(attack, RecordPass):
                 recorded.append(attack.name)
-            elif isinstance(attack.pool, Recording) and attack.pool.run not in recorded:
+            elif isinstance(attack, AttackPass) and isinstance(attack.pool, Recording) and attack.pool.run not in recorded:
                 raise ValueError(
                     f"attack {attack.name}: expected a record pass before it whose recording it uses, got {attack.pool.run!r} "
                     f"with {', '.join(recorded) or 'none'} before it: put `- {{name: {attack.pool.run}, record: true}}` first"

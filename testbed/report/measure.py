@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from splitcore.artefact import Artefact
-from testbed.report import by_cut, live, stages
+from testbed.report import by_cut, live, security, stages
 from testbed.report.agreement import Unsplit, clean_of
 from testbed.report.model import (
     ArtefactSummary,
@@ -35,7 +35,7 @@ from testbed.report.reconcile import SHOWN, queries_of, reconcile
 from testbed.report.statistics import median, percentiles, rate_of, success_over
 from testbed.report.success import accuracy, reference_of, success_of
 
-BASELINES = ("noise", "record")
+BASELINES = ("noise", "record", "probe")
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def report_of(run: Run, passes: Sequence[Measured], artefact: Artefact | None, m
         ),
         passes=[_summary(p) for p in run.passes],
         by_cut=[by_cut.of(p) for p in run.passes if p.info.cuts and p.info.kind != "attack"],
+        security=security.of(run),
         gpu_path=gpu_path(),
         notes=notes,
     )
@@ -115,7 +116,7 @@ def _stages(of: Pass, run: Run) -> dict[str, dict[str, int]]:
     for frame in of.frames:
         if frame.answered:
             attempt = of.answered_attempt.get(frame.id, frame.attempts)
-            split = run.spans.stages_ns(frame.id, attempt, relayed=of.info.adversary)
+            split = run.spans.stages_ns(frame.id, attempt, relayed=of.info.adversary and not of.info.opaque)
             if split is not None:
                 found[frame.id] = split
     return found

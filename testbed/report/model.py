@@ -367,6 +367,74 @@ class ArtefactSummary(Strict):
     """null where neither the artefact nor a copy of its manifest was at hand when the report was written"""
 
 
+class Span(Strict):
+    """A difference of medians with its bootstrapped 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Price(Strict):
+    """What protection costs: the same frames one by one, straight to the edge, over a protected and an unprotected path in
+    turns."""
+
+    frames: int
+    """of each path"""
+    plain_ms: float
+    """median of a frame, arrival at the head to answer, without protection"""
+    protected_ms: float
+    added_us: Span
+    """a frame"""
+    added_bytes_up: float
+    """a frame, on the wire as TCP carries it"""
+    added_bytes_down: float
+    connection_bytes: float
+    """more that a new connection costs, both ways: handshakes and hellos"""
+    first_answer_plain_ms: float
+    """median, from nothing to the first answer on a new connection"""
+    first_answer_protected_ms: float
+
+
+class Refusals(Strict):
+    """What of one pass came to nothing."""
+
+    name: str
+    """of the pass"""
+    kind: str
+    """query: the adversary's own; frame: the phone's, on its way"""
+    rows: int
+    refused: dict[str, int]
+    """rows by status"""
+    answered: int
+
+
+class Probe(Strict):
+    """One thing that the adversary tried."""
+
+    way: str
+    tries: int
+    answered: int
+    """of them: with a label, or with an answer that it cannot read"""
+    refused: dict[str, int]
+    """of them, by status"""
+    why: str
+    """an example of a refusal, as it was told"""
+
+
+class SecurityReport(Strict):
+    """What protected the frames, what it cost, and what it kept out."""
+
+    level: str
+    protects: str
+    tokens: bool
+    price: Price | None
+    """null where it was not measured"""
+    refusals: list[Refusals]
+    """of passes with an adversary"""
+    probes: list[Probe]
+
+
 class Report(Strict):
     schema_version: Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     run: str
@@ -388,6 +456,8 @@ class Report(Strict):
     passes: list[PassSummary]
     by_cut: list[ByCut]
     """the passes of a scenario with several prepared cuts, but attacked ones"""
+    security: SecurityReport | None
+    """null where the scenario has none"""
     gpu_path: GpuPath | Literal["never"]
     """where the path through a GPU last ran"""
     notes: list[str]

@@ -59,6 +59,8 @@ class PassInfo(_Line):
     """which of the prepared cuts a frame went through; None: the first"""
     cuts: dict[str, str] = {}
     """codec by artefact, where the phone had prepared several"""
+    opaque: bool = False
+    """the adversary passes bytes that it cannot read: its ledger holds queries alone"""
     source: dict[str, Any] | None = None
     """what the phone showed; None: a run of before this was written down"""
 
@@ -121,6 +123,15 @@ class SessionLine(_Line):
     requests: int = 0
 
 
+class ProbeLine(_Line):
+    """One line of probes.jsonl: one thing that the adversary tried, and what became of it."""
+
+    way: str
+    id: str = ""
+    label: int | None = None
+    refused: str | None = None
+
+
 LineT = TypeVar("LineT", bound=_Line)
 
 
@@ -137,6 +148,7 @@ class Pass:
     """the adversary's, or the client's own where there is no adversary"""
     server: dict[tuple[str, int], ServerRow]
     switches: list[SwitchLine] = field(default_factory=list)
+    probes: list[ProbeLine] = field(default_factory=list)
 
     @cached_property
     def session_of(self) -> dict[str, SessionLine]:
@@ -156,6 +168,8 @@ class Run:
     dropped: dict[str, int]
     passes: list[Pass]
     spans: SpanIndex = field(repr=False)
+    price: dict[str, Any] = field(default_factory=dict)
+    """price.json: what protection was measured to cost"""
     manifest: dict[str, Any] | None = None
     """artefact.json: the manifest of the artefact, as the driver copied it"""
 
@@ -187,6 +201,7 @@ def read(folder: Path) -> Run:
         dropped=dropped,
         passes=[_read_pass(path) for path in folders],
         spans=SpanIndex(journal.read(folder / "spans.jsonl"), clocks),
+        price=_json(folder / "price.json"),
         manifest=_json(folder / "artefact.json") or None,
     )
 
@@ -201,7 +216,9 @@ def _read_pass(folder: Path) -> Pass:
     for row in reversed(attempts):
         if row.get("event") == "answered":
             answered[row["id"]] = row["attempt"]
-    ledger = journal.read(folder / "queries.jsonl") if info.adversary else attempts
+    ledger = [*(journal.read(folder / "queries.jsonl") if info.adversary else ())]
+    if info.opaque or not info.adversary:
+        ledger = [*attempts, *ledger]
     return Pass(
         info=info,
         frames=sorted(frames.values(), key=lambda line: line.sequence),
@@ -214,6 +231,7 @@ def _read_pass(folder: Path) -> Pass:
             for row in journal.read(folder / "plan.jsonl")
             if row.get("event") == "switch"
         ],
+        probes=list(_lines(ProbeLine, folder / "probes.jsonl")),
     )
 
 
