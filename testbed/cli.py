@@ -240,7 +240,8 @@ def _show(report: Report, folder: Path) -> None:
     for column in ("attack", "threat", "success end to end", "of", "queries a frame", "held, ms"):
         table.add_column(column, justify="left" if column in ("attack", "threat") else "right")
     for attack in report.attacks:
-        threat = "listens only" if attack.eps is None else f"{attack.point} {attack.norm} {attack.eps:g} {attack.eps_unit}"
+        listens = "tries doors" if attack.kind == "probe" else "listens only"
+        threat = listens if attack.eps is None else f"{attack.point} {attack.norm} {attack.eps:g} {attack.eps_unit}"
         asr, held = attack.asr, attack.frames.held
         table.add_row(
             attack.name, threat, f"{_share(asr.value)} [{_share(asr.low)}, {_share(asr.high)}]", str(asr.n),
@@ -249,6 +250,13 @@ def _show(report: Report, folder: Path) -> None:
         )  # fmt: skip
     if report.attacks:
         console.print(table)
+    if report.security is not None and report.security.price is not None:
+        price = report.security.price
+        console.print(
+            f"{report.security.level} costs {price.added_us.value:+.0f} us a frame "
+            f"[{price.added_us.low:+.0f}, {price.added_us.high:+.0f}], {price.added_bytes_up:+.0f} bytes up and "
+            f"{price.added_bytes_down:+.0f} down"
+        )
     books = report.ledger
     verdict = "[green]agree[/]" if books.agrees else f"[red]disagree[/]: {escape(str(books.disagreements[:3]))}"
     console.print(

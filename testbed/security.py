@@ -59,6 +59,8 @@ def arm(security: Security, folder: Path) -> Arming:
     client: list[str] = []
     adversary: list[str] = []
     tls, key, token = None, None, None
+    if security.level != "clear" or security.tokens:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if security.level in ("tls-evil-ca", "mtls"):
         if not (folder / "ca.key").exists():
             write_set(folder)
@@ -91,7 +93,6 @@ def _token(folder: Path) -> str:
     """The phone's, in `token`; its hash is in `tokens.json`."""
     path = folder / "token"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         text = secrets.token_urlsafe(24)
         entry = {"name": "phone", "sha256": hashlib.sha256(text.encode()).hexdigest()}
         (folder / "tokens.json").write_text(json.dumps([entry]) + "\n")

@@ -71,14 +71,15 @@ class Prober:
 
     def request(self, frame: Frame, message: bytes) -> Forward | Awaitable[Forward]:
         size = sum(map(len, frame.payloads))
-        self._let_go()
+        waited = bool(self._waiting)
+        self._let_go()  # behind this frame, which passes
         passed = Forward(message, "passed", size)
         if len(self._seen) < self._tries:
             self._seen.append(message)
         elif self.tried["change"] < self._tries and frame.rows == 1:
             self._try("change", frame)
             return Forward(changed(frame, message), "changed", size)
-        elif self.tried["swap"] < self._tries:
+        elif self.tried["swap"] < self._tries and not waited:
             self._try("swap", frame)
             loop = asyncio.get_running_loop()
             future: asyncio.Future[Forward] = loop.create_future()

@@ -127,6 +127,7 @@ def markdown(report: Report) -> str:
     lines += _hold(report)
     lines += _client(report)
     lines += _by_cut(report)
+    lines += _security(report)
     lines += ["", "Latency in ms, p50 / p90 / p99:", "", "| stage | clean | attacked |", "|---|--:|--:|"]
     for stage in STAGES:
         lines.append(f"| {stage} | {_three(report.latency_ms.clean, stage)} | {_three(report.latency_ms.attacked, stage)} |")
@@ -134,6 +135,34 @@ def markdown(report: Report) -> str:
     lines += ["", *(f"* Note: {note}" for note in report.notes)]
     lines += [f"* Disagreement: {line}" for line in ledger.disagreements]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _security(report: Report) -> list[str]:
+    s = report.security
+    if s is None:
+        return []
+    lines = ["", f"Security: `{s.level}`, {s.protects}{'; the edge answers only to a token' if s.tokens else ''}."]
+    if s.price is not None:
+        p = s.price
+        lines += [
+            "",
+            f"Its price, {p.frames} frames one by one: {p.added_us.value:+.0f} us a frame [{p.added_us.low:+.0f}, "
+            f"{p.added_us.high:+.0f}] on {p.plain_ms:.2f} ms, {p.added_bytes_up:+.0f} bytes up and {p.added_bytes_down:+.0f} "
+            f"down a frame, {p.connection_bytes:+.0f} bytes a connection; first answer on a new connection after "
+            f"{p.first_answer_protected_ms:.1f} ms, {p.first_answer_plain_ms:.1f} without.",
+        ]
+    if s.refusals:
+        lines += ["", "| pass | rows | sent | answered | refused or lost |", "|---|---|--:|--:|---|"]
+        whose = {"query": "the adversary's queries", "frame": "the phone's frames"}
+        lines += [f"| {r.name} | {whose[r.kind]} | {r.rows} | {r.answered} | {_counted(r.refused)} |" for r in s.refusals]
+    if s.probes:
+        lines += ["", "| tried | times | answered | refused |", "|---|--:|--:|---|"]
+        lines += [f"| {p.way} | {p.tries} | {p.answered} | {_counted(p.refused)} |" for p in s.probes]
+    return lines
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in counts.items())
 
 
 def _hold(report: Report) -> list[str]:
