@@ -99,7 +99,8 @@ def drive(folder: Path, artefact_dir: Path, data_dir: Path | None, console: Cons
     (folder / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
     host, port = ("127.0.0.1", None) if scenario.nodes is None else split_address(scenario.nodes.telemetry)
     security = scenario.security
-    arming = Arming() if security is None else arm(security, folder / "security")
+    # nodes that run already have theirs
+    arming = Arming() if security is None or scenario.nodes is not None else arm(security, folder / "security")
     collector = Collector(folder / "spans.jsonl", host, port)
     try:
         if scenario.nodes is None:

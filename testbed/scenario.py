@@ -214,8 +214,10 @@ class Scenario(_Strict):
             raise ValueError("expected a `recipe` to train or an `artefact` to use, got neither")
         if self.attacks and not self.adversary:
             raise ValueError("expected no attacks where `adversary: false`")
-        if self.security is not None and self.nodes is not None:
-            raise ValueError("expected `security` where the testbed starts the nodes: nodes that run have theirs already")
+        if self.security is not None and self.nodes is not None and self.security.price_frames:
+            raise ValueError(
+                "expected `security: {price_frames: 0}` with `nodes`: what runs already is not started to be measured"
+            )
         stealing = [one.name for one in self.attacks if isinstance(one, AttackPass) and one.steal_token]
         if stealing and (self.security is None or not self.security.tokens):
             raise ValueError(f"expected `security: {{tokens: true}}` where a token is stolen, in {', '.join(stealing)}")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
+import typer
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -142,3 +144,24 @@ def _general(host: str) -> x509.GeneralName:
 
 def _pem(key: Key) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="where the set lies, or is made")],
+    host: Annotated[list[str], typer.Option(help="name or address of the server; repeatable")],
+    client_folder: Annotated[Path, typer.Option(help="gets what the client needs: its pair, and the authority's certificate")],
+    public: Annotated[Path, typer.Option(help="gets the authority's certificate, which is no secret")],
+) -> None:
+    """Makes a set at the first start, and hands out the parts: for containers, none of which shall have another's key."""
+    if not (folder / "ca.key").exists():
+        write_set(folder, host)
+    for name in ("client.key", "client.pem", "ca.pem"):
+        copy = client_folder / name
+        if not copy.exists():
+            shutil.copy(folder / name, copy)  # with its mode
+    if not public.exists():
+        shutil.copy(folder / "ca.pem", public)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -18,7 +18,7 @@ from testbed.scenario import load_scenario
 from testbed.security import Security, arm
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios" / "threat"
-SQUARE = {"name": "square", "attack": {"kind": "square"}, "threat": {"norm": "linf", "eps": 0.5, "budget": 120}}
+SQUARE = {"name": "square", "attack": {"kind": "square"}, "threat": {"norm": "linf", "eps": 0.5, "budget": 250}}
 
 
 def scenario_file(folder: Path, artefact: Path, level: str, **changes: Any) -> Path:
@@ -59,7 +59,7 @@ def test_in_clear_text_the_adversary_asks_with_the_token_that_it_heard(digits_ar
     )  # fmt: skip
     report = report_of(tmp_path, path)
     assert report["security"]["price"] is None
-    assert attack_of(report)["asr"]["value"] > 0.3
+    assert attack_of(report)["asr"]["count"] >= 3
     assert attack_of(report, "honest")["asr"]["value"] == 0.0
     probes = probes_of(report)
     assert probes["query"] == (0, {"UNAUTHENTICATED": 3})
@@ -69,10 +69,11 @@ def test_in_clear_text_the_adversary_asks_with_the_token_that_it_heard(digits_ar
 @pytest.mark.long
 @pytest.mark.timeout(240)
 def test_with_a_root_too_many_on_the_phone_tls_protects_nothing(digits_artefact: Path, tmp_path: Path) -> None:
-    report = report_of(tmp_path, scenario_file(tmp_path, digits_artefact, "tls-evil-ca"))
-    assert attack_of(report)["asr"]["value"] > 0.3
+    path = scenario_file(tmp_path, digits_artefact, "tls-evil-ca", security={"level": "tls-evil-ca", "price_frames": 0})
+    report = report_of(tmp_path, path)
+    assert attack_of(report)["asr"]["count"] >= 3
     assert probes_of(report)["query"] == (3, {})
-    assert report["security"]["price"]["connection_bytes"] > 1000
+    assert report["security"]["price"] is None
 
 
 @pytest.mark.long
@@ -136,7 +137,7 @@ def test_a_run_makes_its_certificates_and_keys_once_and_for_itself_alone(tmp_pat
         ({"attacks": [{**SQUARE, "steal_token": True}]}, "tokens: true"),
         ({"attacks": [{"name": "probe", "probe": 0}]}, "greater than or equal to 1"),
         ({"nodes": {"client": {"control": "a:1"}, "adversary": None, "edge": {"control": "b:1"}, "token_file": "t"},
-          "adversary": False, "attacks": []}, "where the testbed starts the nodes"),
+          "adversary": False, "attacks": []}, "price_frames: 0"),
     ],
 )  # fmt: skip
 def test_security_that_cannot_be_is_refused_with_what_is_wrong(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
