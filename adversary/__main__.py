@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 
 from adversary.node import run
 from adversary.relay.interception import interception
-from splitcore import document
-from splitcore.errors import LatentbedError, ScenarioError
+from splitcore.errors import LatentbedError
 from splitcore.node import new_event_loop
 from splitcore.telemetry.tracing import trace_config
 from splitcore.wire.certificates import LOCAL_NAMES
 from splitcore.wire.channel import split_address
-from splitcore.wire.endpoint import EndpointConfig
+from splitcore.wire.described import described
 from splitcore.wire.tls import client_tls, server_tls
 
 
@@ -39,7 +36,7 @@ def main(
     high: Annotated[float | None, typer.Option(help="and the largest; default: as a recording has it")] = None,
     std: Annotated[float | None, typer.Option(help="and their standard deviation; default: as a recording has it")] = None,
     endpoint: Annotated[
-        Path | None, typer.Option(help="all of that in a YAML file, with more: batched, max_rows, classes, dialect")
+        Path | None, typer.Option(help="all of that in a file of JSON, with more: batched, max_rows, classes, dialect")
     ] = None,
     listen: Annotated[str, typer.Option(help="where the client connects, host:port; port 0: any free one")] = "127.0.0.1:0",
     control: Annotated[str, typer.Option(help="control API, host:port")] = "127.0.0.1:0",
@@ -82,11 +79,12 @@ def main(
         "model": model, "version": model_version, "input": input_name, "output": output_name,
         "reads": "" if reads == "auto" else reads, "low": low, "high": high, "std": std,
     }  # fmt: skip
+    options = {key: value for key, value in said.items() if value not in (None, "")}
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         try:
             runner.run(
                 run(
-                    artefact=artefact, endpoint=_endpoint(endpoint, said), listen=listen, upstream=upstream,
+                    artefact=artefact, endpoint=described(endpoint, options), listen=listen, upstream=upstream,
                     control=control, state=state,
                     token_file=token_file or state / "token", names=frozenset(filter(None, names.split(","))),
                     telemetry=telemetry, trace=trace_config(trace_endpoint), node=node,
@@ -101,18 +99,6 @@ def main(
             )  # fmt: skip
         except (LatentbedError, OSError, ValueError) as error:
             sys.exit(f"adversary: {error}")
-
-
-def _endpoint(file: Path | None, said: Mapping[str, object]) -> EndpointConfig | None:
-    """The file's description with what the options say over it; None where neither names a model."""
-    options = {key: value for key, value in said.items() if value not in (None, "")}
-    if file is not None:
-        written = document.load(TypeAdapter(dict[str, Any]), file, "description of an endpoint")
-        options = {**written, **options}
-    try:
-        return TypeAdapter(EndpointConfig).validate_python(options) if options else None
-    except ValidationError as error:
-        raise ScenarioError(f"this is no endpoint:{document.in_words(error, TypeAdapter(EndpointConfig))}") from error
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from splitcore.node import begin, joined, keep_memory, on_end, tell_ready
 from splitcore.telemetry.spans import Telemetry
 from splitcore.telemetry.tracing import TraceConfig, Tracer
 from splitcore.wire.channel import split_address, sync_channel
-from splitcore.wire.endpoint import Endpoint, EndpointConfig
+from splitcore.wire.described import EndpointConfig
+from splitcore.wire.endpoint import Endpoint
 from splitcore.wire.look import look
 from splitcore.wire.tls import ClientTls, ServerTls
 

@@ -27,6 +27,7 @@ from splitcore.data import DATASETS
 from splitcore.errors import LatentbedError, SecurityError
 from splitcore.node import new_event_loop
 from splitcore.telemetry.tracing import TraceConfig, trace_config
+from splitcore.wire.described import described
 from splitcore.wire.sealing import load_key
 from splitcore.wire.tls import client_tls, server_tls
 
@@ -55,6 +56,9 @@ AccessToken = Annotated[Path | None, typer.Option(help="the phone's token at a s
 SealKey = Annotated[
     Path | None, typer.Option(help="key of sealed frames, as `latentbed seal-key` makes it; else LATENTBED_SEAL_KEY")
 ]
+EndpointFile = Annotated[
+    Path | None, typer.Option("--endpoint", help="JSON: the model of any other server of the protocol; default: an edge's")
+]
 Patience = Annotated[float, typer.Option(min=0, help="seconds of trying again before a pass fails")]
 
 
@@ -81,6 +85,7 @@ def main(
     threads: Threads = 1,
     spinning: Spinning = False,
     patience_s: Patience = 60.0,
+    endpoint: EndpointFile = None,
     tls_trust: TlsTrust = None,
     tls_certificate: TlsCertificate = None,
     tls_key: TlsKey = None,
@@ -105,7 +110,8 @@ def main(
     )
     security = _or_end(_security, (tls_trust, tls_certificate, tls_key, tls_name), access_token_file, seal_key_file)
     setting = _setting(artefact, state, head, threads, spinning)
-    phone = _phone(artefact, target, node=node, data_dir=data_dir, setting=setting, patience_s=patience_s, **security)
+    phone = _phone(artefact, target, node=node, data_dir=data_dir, setting=setting, patience_s=patience_s,
+                   endpoint=_or_end(described, endpoint), **security)  # fmt: skip
     raise typer.Exit(_run(serve(config, phone)))
 
 
@@ -132,6 +138,7 @@ def one_pass(
     threads: Threads = 1,
     spinning: Spinning = False,
     patience_s: Patience = 10.0,
+    endpoint: EndpointFile = None,
     tls_trust: TlsTrust = None,
     tls_certificate: TlsCertificate = None,
     tls_key: TlsKey = None,
@@ -142,7 +149,8 @@ def one_pass(
     """Runs one pass and prints its accuracy and latency."""
     setting = _setting(artefact, state, head, threads, spinning)
     security = _or_end(_security, (tls_trust, tls_certificate, tls_key, tls_name), access_token_file, seal_key_file)
-    phone = _phone(artefact, target, node=node, data_dir=data_dir, setting=setting, patience_s=patience_s, **security)
+    phone = _phone(artefact, target, node=node, data_dir=data_dir, setting=setting, patience_s=patience_s,
+                   endpoint=_or_end(described, endpoint), **security)  # fmt: skip
     try:
         request = PassRequest.model_validate(
             {

@@ -9,10 +9,13 @@ from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.frame_spans import attempt_of
 from splitcore.wire import oip
 from splitcore.wire.envelope import ClientStream
+from splitcore.wire.form import Form
 
 
-def request_of(shot: Shot, deadline_ms: float | None, *, timed: bool = False, seal: ClientStream | None = None) -> bytes:
-    """A serialised request, sealed where there is a seal.
+def request_of(
+    shot: Shot, deadline_ms: float | None, *, timed: bool = False, seal: ClientStream | None = None, form: Form = oip
+) -> bytes:
+    """A serialised request, sealed where there is a seal; `form`: what the server takes.
 
     It carries what is left of the deadline; a frame that is late already still says so.
     """
@@ -31,7 +34,7 @@ def request_of(shot: Shot, deadline_ms: float | None, *, timed: bool = False, se
         timed=timed,
         traceparent="" if shot.trace is None else str(attempt_of(shot.trace, shot.attempt)),
     )
-    message = oip.pack_request(frame)
+    message = form.pack_request(frame)
     return message if seal is None else seal.seal(frame, message)
 
 

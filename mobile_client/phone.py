@@ -18,17 +18,19 @@ from mobile_client.camera import Arrival, Camera
 from mobile_client.cuts import Cut, Cuts
 from mobile_client.exchange import request_of
 from mobile_client.load import arrivals_ns
-from mobile_client.passes import Replan
+from mobile_client.passes import Fixed, Replan
 from mobile_client.policy import Chooser, FixedChooser, Replanner
 from mobile_client.record import PassRecord
 from mobile_client.sender import Sender
 from mobile_client.settings import Setting
 from splitcore.data.source import open_source
+from splitcore.errors import ScenarioError
 from splitcore.link import shaped
 from splitcore.plan import CutProfile
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire.channel import split_address
+from splitcore.wire.described import EndpointConfig
 from splitcore.wire.tls import ClientTls
 
 _log = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ class PhoneConfig:
     target: str
     others: tuple[Path, ...] = ()
     """artefacts of further cuts that a pass may use"""
+    endpoint: EndpointConfig | None = None
+    """the model of a server that is none of ours, which serves the tail; None: an edge server"""
     tls: ClientTls | None = None
     """how the server at `target` is reached; None: in clear text"""
     access_token: str | None = field(default=None, repr=False)
@@ -77,6 +81,10 @@ class Phone:
         remaining = record.remaining()
         if not remaining:
             return
+        if config.endpoint is not None and not isinstance(request.policy, Fixed):
+            raise ScenarioError("expected policy fixed before a foreign server, got replan: it does not say how long it took")
+        if config.endpoint is not None and config.seal_key is not None:
+            raise ScenarioError("expected frames in clear before a foreign server, got a key to seal them: it has none")
         cuts = self._cuts.for_pass(request.policy, request.codec)
         loop = asyncio.get_running_loop()
         samples = await loop.run_in_executor(self._thread, open_source, request.source, self._cuts.first, config.data_dir)
@@ -94,6 +102,7 @@ class Phone:
                 tls=tls,
                 access_token=config.access_token,
                 seal_key=config.seal_key,
+                endpoint=config.endpoint,
                 chooser=chooser,
                 window=request.window,
                 record=record,

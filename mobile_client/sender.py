@@ -15,10 +15,11 @@ import asyncio
 import logging
 import time
 from collections import deque
+from typing import Any
 
 import grpc
 
-from mobile_client import handshake
+from mobile_client import foreign, handshake
 from mobile_client.backoff import Backoff
 from mobile_client.exchange import judge, request_of
 from mobile_client.observed import ObservedLink
@@ -32,10 +33,14 @@ from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import oip
 from splitcore.wire.channel import aio_channel, split_address
+from splitcore.wire.described import EndpointConfig
+from splitcore.wire.endpoint import Endpoint
 from splitcore.wire.envelope import ClientStream
+from splitcore.wire.form import Form
 from splitcore.wire.sealing import SealError
 from splitcore.wire.tls import ClientTls, not_believed
 
+_OURS: Form = oip
 _log = logging.getLogger(__name__)
 
 HALF_CLOSE_S = 2.0
@@ -69,6 +74,7 @@ class Sender:
         tls: ClientTls | None = None,
         access_token: str | None = None,
         seal_key: bytes | None = None,
+        endpoint: EndpointConfig | None = None,
     ) -> None:
         self.connected = asyncio.Event()
         """set for good when hands were shaken the first time"""
@@ -78,6 +84,7 @@ class Sender:
         """answers on a sealed stream that the server did not seal: as if they had not come"""
         self.losses = self.silences = 0
         self._target, self._chooser, self._tls = target, chooser, tls
+        self._endpoint, self._form = endpoint, _OURS
         self._manifests = [cut.manifest for cut in chooser.cuts]
         self._record, self._telemetry = record, telemetry
         self._token = () if access_token is None else (("authorization", f"Bearer {access_token}"),)
@@ -145,8 +152,11 @@ class Sender:
     async def _stream(self, channel: grpc.aio.Channel) -> None:
         """One stream from its handshake to its end. Raises StreamLostError, HandshakeError."""
         try:
-            for manifest in self._manifests:
-                await handshake.shake_hands(channel, manifest, self._token)
+            if self._endpoint is not None:
+                self._form = await foreign.found(self._target, self._endpoint, self._chooser.cuts[0], self._tls)
+            else:
+                for manifest in self._manifests:
+                    await handshake.shake_hands(channel, manifest, self._token)
             if self._chooser.link is not None:
                 self._chooser.link.new_stream()
                 await self._round_trip(channel, self._chooser.link)
@@ -161,7 +171,7 @@ class Sender:
         self.connected.set()
         self._draining = False
         self._channel = channel
-        call = channel.stream_stream(oip.path(oip.STREAM))(metadata=(*handshake.metadata_of(self._manifests), *self._token))
+        call = self._conversation(channel)
         if self._seal_key is not None:
             try:
                 self._seal = await self._greet(call, self._seal_key)
@@ -210,6 +220,15 @@ class Sender:
             raise StreamLostError(f"no seal: {_text(error) or type(error).__name__}") from error
         return seal
 
+    def _conversation(self, channel: grpc.aio.Channel) -> Any:
+        """A stream of frames; calls, where a foreign server has none that tells answers apart."""
+        if self._endpoint is None:
+            said = handshake.metadata_of(self._manifests)
+            return channel.stream_stream(oip.path(oip.STREAM))(metadata=(*said, *self._token))
+        if isinstance(self._form, Endpoint) and self._form.dialect == "triton":
+            return channel.stream_stream(oip.path(oip.STREAM))(metadata=tuple(self._token))
+        return foreign.Calls(channel, self._form, tuple(self._token))
+
     async def _watch(self) -> None:
         """Raises StreamLostError when a frame is out for longer than the patience: others' answers do not hide a lost one.
 
@@ -240,8 +259,9 @@ class Sender:
                 shot = self._unsent.popleft()
                 shot.attempt += 1
                 message = request_of(
-                    shot, self._record.request.deadline_ms, timed=self._chooser.link is not None, seal=self._seal
-                )
+                    shot, self._record.request.deadline_ms, timed=self._chooser.link is not None, seal=self._seal,
+                    form=self._form,
+                )  # fmt: skip
                 shot.message_bytes = len(message)
                 shot.bytes_up += len(message)
                 self._record.sent(shot)
@@ -278,7 +298,7 @@ class Sender:
 
     def _take(self, message: bytes, answered_ns: int) -> None:
         try:
-            reply = oip.unpack_stream_reply(message) if self._seal is None else self._seal.open(message)
+            reply = self._form.unpack_stream_reply(message) if self._seal is None else self._seal.open(message)
         except SealError:
             self.forged += 1
             return

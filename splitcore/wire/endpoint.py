@@ -8,66 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field, model_validator
-from pydantic.dataclasses import dataclass as config_dataclass
-
-from splitcore.codec.base import STRICT
 from splitcore.errors import HandshakeError, WireError
 from splitcore.frame import Frame, Reply
-from splitcore.latent import F32
 from splitcore.wire import oip, tensors
 from splitcore.wire import open_inference_pb2 as pb
+from splitcore.wire.answers import reply_of
+from splitcore.wire.described import Dialect, EndpointConfig
 from splitcore.wire.tensors import Refuse
-
-Dialect: TypeAlias = Literal["triton", "mlserver", "unary"]
-"""of streams: Triton's, MLServer's (bare responses, all with the first one's id, in order), or no streams"""
-Reads: TypeAlias = Literal["auto", "scores", "labels"]
 
 CODECS = {"FP32": "identity", "FP16": "float16", "FP64": "float64", "UINT8": "uint8", "INT8": "int8"}
 """by datatype, how the numbers of an attacked tensor travel: as they are"""
 _DATATYPES = {codec: datatype for datatype, codec in CODECS.items()}
 _OF_THE_MOMENT = ("timeout", "priority", "traceparent", "tracestate", "sequence_id", "sequence_start", "sequence_end")
 """parameters of one request that mean nothing to the next: queries leave them out, and those of ours (`lb_`)"""
-
-
-@config_dataclass(frozen=True, kw_only=True, config=STRICT)
-class EndpointConfig:
-    """What an operator may say of a foreign endpoint; the rest its metadata and its traffic say."""
-
-    model: Annotated[str, Field(min_length=1, max_length=256)]
-    version: str = ""
-    """empty: the server's choice"""
-    input: str = ""
-    """the one that is attacked; empty: the only one"""
-    output: str = ""
-    """the one that answers; empty: the first that looks like scores, and the first that looks like labels"""
-    reads: Reads = "auto"
-    """as what the output is read; auto: floats [k, classes] are scores, whole numbers or texts [k] or [k, 1] labels"""
-    dialect: Dialect | None = None
-    """None: as it is found out"""
-    batched: bool | None = None
-    """whether the first dimension counts rows; None: where the metadata says -1 or 1 for it"""
-    max_rows: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """of one request; None: as the server's configuration says, where it says so"""
-    classes: Annotated[int, Field(ge=2)] | None = None
-    """None: as the metadata says"""
-    low: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    high: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """the range of the input's values; None: as a recording has it"""
-    std: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """their standard deviation; None: as a recording has it"""
-
-    @model_validator(mode="after")
-    def _fits(self) -> EndpointConfig:
-        if (self.low is None) != (self.high is None) or (
-            self.low is not None and self.high is not None and self.low >= self.high
-        ):
-            raise ValueError(f"expected both of low and high, low < high, got {self.low} and {self.high}")
-        return self
 
 
 @dataclass(frozen=True)
@@ -255,47 +209,13 @@ class Endpoint:
     # answers
 
     def unpack_reply(self, message: bytes) -> Reply:
-        return self._reply(tensors.response_of(message), None)
+        return self._read(tensors.response_of(message), None)
 
     def unpack_stream_reply(self, message: bytes) -> Reply:
-        return self._reply(*oip.split_stream_reply(message))
+        return self._read(*oip.split_stream_reply(message))
 
-    def _reply(self, response: pb.ModelInferResponse, error: str | None) -> Reply:
-        refuse = _refusal(response.id)
-        scores: F32 | None = None
-        labels: NDArray[np.int64] | None = None
-        raws = tensors.entries(response.outputs, response.raw_output_contents, refuse)
-        for output, raw in zip(response.outputs, raws, strict=True):
-            if not self._wanted(output.name) or (output.datatype != "BYTES" and output.datatype not in tensors.NUMBERS):
-                continue
-            kind = self._kind(output)
-            if kind == "scores" and scores is None:
-                scores = _rows_of_scores(tensors.numbers(output, raw, refuse))
-                if np.isnan(scores).any():
-                    raise refuse(f"expected scores in output {output.name[:64]!r}, got NaN: the server's model is at fault")
-            elif kind == "labels" and labels is None:
-                labels = tensors.numbers(output, raw, refuse).reshape(-1).astype(np.int64)
-        if error is None and scores is None and labels is None:
-            there = [(output.name[:64], output.datatype, list(output.shape)[:8]) for output in response.outputs][:8]
-            raise refuse(f"expected an output that is scores or labels, got {there}: say which by --output and --reads")
-        return Reply(
-            id=response.id, scores=scores, labels=labels, error=error, model=response.model_name, version=response.model_version
-        )
-
-    def _kind(self, output: pb.ModelInferResponse.InferOutputTensor) -> Reads | None:
-        if self.config.reads != "auto":
-            return self.config.reads
-        shape = [n for n in output.shape[1:] if n != 1] if self.batched else [n for n in output.shape if n != 1]
-        if output.datatype.startswith("FP"):
-            return "scores" if len(shape) == 1 else None
-        return "labels" if not shape and output.datatype != "BOOL" else None
-
-
-def _rows_of_scores(array: NDArray[Any]) -> F32:
-    """[k, classes] of [k, classes], with ones anywhere, or of [classes]."""
-    rows = len(array) if array.ndim > 1 else 1
-    scores: F32 = array.reshape(rows, -1).astype(np.float32)
-    return scores
+    def _read(self, response: pb.ModelInferResponse, error: str | None) -> Reply:
+        return reply_of(response, error, output=self.config.output, reads=self.config.reads, batched=self.batched)
 
 
 def _template(request: pb.ModelInferRequest, at: int) -> bytes:

@@ -10,7 +10,8 @@ from splitcore.errors import HandshakeError
 from splitcore.wire import oip
 from splitcore.wire import open_inference_pb2 as pb
 from splitcore.wire.bounds import fields
-from splitcore.wire.endpoint import Dialect, Endpoint, EndpointConfig
+from splitcore.wire.described import Dialect, EndpointConfig
+from splitcore.wire.endpoint import Endpoint
 
 TIMEOUT_S = 10.0
 RETRY_S = 0.25
@@ -28,7 +29,7 @@ def look(channel: grpc.Channel, config: EndpointConfig, *, patience_s: float = T
     until = time.monotonic() + patience_s
     while True:
         try:
-            return _look(channel, config)
+            return look_once(channel, config)
         except grpc.RpcError as error:
             refusal = f"{error.code().name}: {error.details()}"
             if time.monotonic() < until and error.code() in (*_AGAIN, grpc.StatusCode.NOT_FOUND):
@@ -40,7 +41,8 @@ def look(channel: grpc.Channel, config: EndpointConfig, *, patience_s: float = T
             ) from error
 
 
-def _look(channel: grpc.Channel, config: EndpointConfig) -> Endpoint:
+def look_once(channel: grpc.Channel, config: EndpointConfig) -> Endpoint:
+    """Raises grpc.RpcError, HandshakeError."""
     said = _ask(channel, oip.SERVER_METADATA, b"")
     server = pb.ServerMetadataResponse() if said is None else pb.ServerMetadataResponse.FromString(said)
     about = oip.pack_model_name(config.model, config.version)

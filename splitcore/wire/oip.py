@@ -52,6 +52,7 @@ MAX_ATTEMPT = (1 << 31) - 1
 MAX_DIMENSIONS = 8
 RAW_INPUTS, RAW_OUTPUTS, INFER_RESPONSE, INPUTS = 7, 6, 2, 5
 """the protocol's numbers of the fields in which tensors travel, and of the response inside a streamed answer"""
+RESPONSE_ID = 3
 PADDING = 15
 """a number that no request has"""
 _RAW_INPUTS_TAG = bytes([RAW_INPUTS << 3 | 2])
@@ -414,6 +415,11 @@ def pack_flag(method: str, value: bool) -> bytes:
 def pack_padding(content: bytes) -> bytes:
     """Any request made heavier: a field that no message of the protocol has, and every reader skips."""
     return b"".join((bytes([PADDING << 3 | 2]), _varint(len(content)), content))
+
+
+def pack_field(number: int, content: bytes) -> bytes:
+    """One field of bytes or text, as it stands within a message; `number` below 16."""
+    return b"".join((bytes([number << 3 | 2]), _varint(len(content)), content))
 
 
 def pack_model_name(name: str, version: str = "") -> bytes:

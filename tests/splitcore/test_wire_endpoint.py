@@ -15,7 +15,8 @@ from splitcore.latent import LatentSpec
 from splitcore.wire import oip, tensors
 from splitcore.wire import open_inference_pb2 as pb
 from splitcore.wire.channel import sync_channel
-from splitcore.wire.endpoint import Endpoint, EndpointConfig
+from splitcore.wire.described import EndpointConfig
+from splitcore.wire.endpoint import Endpoint
 from splitcore.wire.look import look
 
 META = oip.ModelMetadata(
