@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from edge_server.metrics import Metrics
 from edge_server.models import Model as Served
 from edge_server.queue import BatchSettings
+from edge_server.rest import LARGE_BODIES, add_rest
 from edge_server.service import InferenceService
 from splitcore.codec import CODECS, fit
 from splitcore.control import NDJSON, control_app, journal_response
@@ -63,8 +64,9 @@ def edge_app(
     token: str,
     names: frozenset[str] = frozenset(),
 ) -> FastAPI:
-    """Reading only: what the edge does is decided when it starts."""
-    app, _ = control_app("latentbed edge server", token=token, names=names)
+    """What is served, and the protocol over HTTP. Loading and unloading want the token."""
+    app, with_token = control_app("latentbed edge server", token=token, names=names, large=LARGE_BODIES)
+    add_rest(app, service, with_token)
 
     def described(model: Served) -> Model:
         manifest = model.artefact.manifest

@@ -16,23 +16,29 @@ import re
 import secrets
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import h11
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from splitcore.wire.tls import ServerTls
 
 MAX_BODY_BYTES = 1 << 20
+MAX_BODIES_BYTES = 128 << 20
+"""of all requests' bodies at once, where some may be large"""
+UNDER_V2 = "/v2/"
+"""paths of the Open Inference Protocol, which has a form of its own for errors"""
 MAX_CONNECTIONS = 64
 PATIENCE_S = 10.0
 """a request arrives whole within this time, or its connection is closed: idle sockets must not use up the limit"""
@@ -66,12 +72,23 @@ def load_token(path: Path) -> str:
     return token
 
 
+def problem(path: str, status: int, detail: Any, headers: Mapping[str, str] | None = None) -> Response:
+    """An error as the API of `path` says one. Everything but ASCII is escaped: JSON can carry what UTF-8 cannot."""
+    of_protocol = f"{path}/".startswith(UNDER_V2)
+    body = {"error": detail if isinstance(detail, str) else json.dumps(detail)} if of_protocol else {"detail": detail}
+    return Response(json.dumps(body), status, media_type="application/json", headers=headers)
+
+
 class Guard:
     """ASGI middleware: foreign Host or Origin is refused, and so is a body above the bound, however it is announced."""
 
-    def __init__(self, app: ASGIApp, *, names: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, *, names: frozenset[str], large: Mapping[re.Pattern[str], int]) -> None:
+        """`large`: bounds of the bodies on paths that may have more than others."""
         self._app = app
         self._names = frozenset(name.lower() for name in names)
+        self._large = large
+        self._held = 0
+        """bytes of bodies that are being read or worked on"""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -82,20 +99,32 @@ class Guard:
         headers = [(name, value.decode("latin-1")) for name, value in scope["headers"]]
         refusal = self._refusal(headers)
         if refusal is not None:
-            await JSONResponse({"detail": refusal[1]}, refusal[0])(scope, receive, send)
+            await problem(scope["path"], *refusal)(scope, receive, send)
             return
-        # The whole body before anything else: an error raised later, inside a route's `receive`, is anybody's to swallow.
         body = bytearray()
+        try:
+            await self._serve(scope, receive, send, body)
+        finally:
+            self._held -= len(body)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, body: bytearray) -> None:
+        bound = next((size for path, size in self._large.items() if path.fullmatch(scope["path"])), MAX_BODY_BYTES)
+        # The whole body before anything else: an error raised later, inside a route's `receive`, is anybody's to swallow.
         more = True
         while more:
             event = await receive()
             if event["type"] == "http.disconnect":
                 return
-            body += event.get("body", b"")
+            chunk = event.get("body", b"")
+            body += chunk
+            self._held += len(chunk)
             more = event.get("more_body", False)
-            if len(body) > MAX_BODY_BYTES:
-                detail = f"expected a body of at most {MAX_BODY_BYTES} bytes"
-                await JSONResponse({"detail": detail}, 413)(scope, receive, send)
+            if len(body) > bound:
+                await problem(scope["path"], 413, f"expected a body of at most {bound} bytes")(scope, receive, send)
+                return
+            if self._held > MAX_BODIES_BYTES:
+                detail = f"more than {MAX_BODIES_BYTES} bytes of requests are being read at once: ask again later"
+                await problem(scope["path"], 503, detail)(scope, receive, send)
                 return
         pending: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
@@ -120,18 +149,31 @@ class Guard:
         return match[1].strip("[]").lower() if match else None
 
 
-def control_app(title: str, *, token: str, names: frozenset[str] = frozenset()) -> tuple[FastAPI, Any]:
-    """(app, `Depends` for every route that changes something). `names`: hosts besides 127.0.0.1 and localhost."""
+def control_app(
+    title: str,
+    *,
+    token: str,
+    names: frozenset[str] = frozenset(),
+    large: Mapping[re.Pattern[str], int] = MappingProxyType({}),
+) -> tuple[FastAPI, Any]:
+    """(app, `Depends` for every route that changes something). `names`: hosts besides 127.0.0.1 and localhost.
+
+    `large`: bounds of the bodies on paths that may have more than others.
+    """
     app = FastAPI(title=title, docs_url=None, redoc_url=None, responses=_REFUSED)
-    app.add_middleware(Guard, names=LOCAL_NAMES | names)
+    app.add_middleware(Guard, names=LOCAL_NAMES | names, large=large)
     expected = token.encode()
 
     @app.exception_handler(RequestValidationError)
-    async def refuse(_: Request, error: RequestValidationError) -> Response:
+    async def refuse(request: Request, error: RequestValidationError) -> Response:
         # FastAPI's own answer repeats the input, and fails with 500 on what JSON can carry in but not out again: NaN
         # and lone surrogates, in names too. So no input, and everything but ASCII escaped.
-        detail = [{key: problem[key] for key in ("type", "loc", "msg")} for problem in error.errors()]
-        return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
+        detail = [{key: fault[key] for key in ("type", "loc", "msg")} for fault in error.errors()]
+        return problem(request.url.path, 422, detail)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def fail(request: Request, error: StarletteHTTPException) -> Response:
+        return problem(request.url.path, error.status_code, error.detail, error.headers)
 
     def with_token(bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]) -> None:
         if bearer is None or not hmac.compare_digest(bearer.credentials.encode(), expected):

@@ -8,6 +8,7 @@ import schemathesis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from splitcore.journal import rows_of
 from splitcore.wire import oip
@@ -97,7 +98,9 @@ def operations(process):
 @given(data=st.data())
 def test_the_control_plane_keeps_to_its_schema_whatever_it_is_asked(data, operations):
     operation = data.draw(st.sampled_from(operations))
-    data.draw(operation.as_strategy()).call_and_validate()
+    # a schema cannot say that a tensor has as many numbers as its shape
+    beyond = [positive_data_acceptance] if operation.path.endswith("/infer") else []
+    data.draw(operation.as_strategy()).call_and_validate(excluded_checks=beyond)
 
 
 def test_live_means_the_process_answers_over_grpc_too(process):
