@@ -75,6 +75,11 @@ class Calls:
         self._out: set[asyncio.Task[None]] = set()
         self._answers: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
         self._over = False
+        self._code = grpc.StatusCode.OK
+
+    async def code(self) -> grpc.StatusCode:
+        """How it ended, as of a stream."""
+        return self._code
 
     async def initial_metadata(self) -> None:
         return None
@@ -91,6 +96,7 @@ class Calls:
             self._answers.put_nowait(_streamed(await self._infer(message, metadata=self._metadata), frame_id))
         except grpc.aio.AioRpcError as error:
             if error.code() in LOST:
+                self._code = error.code()
                 self._answers.put_nowait(error)
             else:
                 refused = Reply(id=frame_id, error=f"{error.code().name}: {error.details()}")
@@ -117,6 +123,8 @@ class Calls:
         return grpc.aio.EOF if answer is None else answer
 
     def cancel(self) -> None:
+        if self._out:
+            self._code = grpc.StatusCode.CANCELLED
         for task in [*self._out]:
             task.cancel()
 

@@ -82,7 +82,7 @@ class ProbePass(_Strict):
 
 def _which(entry: Any) -> str:
     """By what it is like, so that what is wrong with it is said once."""
-    keys = entry if isinstance(entry, dict) else type(entry).model_fields
+    keys = entry if isinstance(entry, dict) else getattr(type(entry), "model_fields", ())
     return next((f"({key})" for key in ("attack", "probe") if key in keys), "(record)")
 
 
