@@ -13,11 +13,11 @@ import gzip
 import re
 import zlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import grpc
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from edge_server.models import Holder
 from edge_server.refusal import Refused, invalid
@@ -112,16 +112,24 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
         504: "its time ran out in the queue",
     }.items()
 }
-_NOT_READY: dict[int | str, dict[str, Any]] = {400: {"model": Ready}}
+_NOT_READY: dict[int | str, dict[str, Any]] = {400: {"model": Ready}, 404: {"model": Ready}}
+
+
 _INFERENCE = {
     "requestBody": {
         "required": True,
+        "description": "the protocol's $inference_request, alone or with binary tensor data behind it",
         "content": {
-            "application/json": {"schema": json_tensors.Request.model_json_schema(ref_template="#/components/schemas/{model}")},
+            "application/json": {"schema": {"type": "object", "required": ["inputs"]}},
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
         },
     }
 }
+
+
+def _body_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """What OpenAPI says of a body that a route reads by itself."""
+    return {"requestBody": {"content": {"application/json": {"schema": kind.model_json_schema()}}}}
 
 
 def add_rest(app: FastAPI, service: InferenceService, with_token: Any) -> None:
@@ -161,21 +169,22 @@ def add_rest(app: FastAPI, service: InferenceService, with_token: Any) -> None:
         """Of every model and version."""
         return describe.statistics("", "")
 
-    @routes.post("/repository/index")
-    async def index(asked: IndexAsked | None = None) -> list[Indexed]:
+    @routes.post("/repository/index", openapi_extra=_body_of(IndexAsked))
+    async def index(request: Request) -> list[Indexed]:
         """Models and versions with their states."""
-        return [Indexed(**row) for row in describe.index(ready=asked is not None and asked.ready)]
+        asked = await _asked(IndexAsked, request)
+        return [Indexed(**row) for row in describe.index(ready=asked.ready)]
 
-    @routes.post("/repository/models/{name}/load", dependencies=[with_token])
-    async def load(name: str, change: Change | None = None) -> Done:
+    @routes.post("/repository/models/{name}/load", dependencies=[with_token], openapi_extra=_body_of(Change))
+    async def load(request: Request, name: str) -> Done:
         """The model as the repository has it now; returns when it is served."""
-        await service.change(oip.LOAD, name, "", {} if change is None else change.parameters)
+        await service.change(oip.LOAD, name, "", (await _asked(Change, request)).parameters)
         return Done()
 
-    @routes.post("/repository/models/{name}/unload", dependencies=[with_token])
-    async def unload(name: str, change: Change | None = None) -> Done:
+    @routes.post("/repository/models/{name}/unload", dependencies=[with_token], openapi_extra=_body_of(Change))
+    async def unload(request: Request, name: str) -> Done:
         """No new requests for it; what was accepted is answered."""
-        await service.change(oip.UNLOAD, name, "", {} if change is None else change.parameters)
+        await service.change(oip.UNLOAD, name, "", (await _asked(Change, request)).parameters)
         return Done()
 
     async def metadata(request: Request, name: str, version: str = "") -> Metadata:
@@ -183,8 +192,8 @@ def add_rest(app: FastAPI, service: InferenceService, with_token: Any) -> None:
         return Metadata(**dataclasses.asdict(describe.model(holder(request).find(name, version))))
 
     async def model_ready(request: Request, response: Response, name: str, version: str = "") -> Ready:
-        """200 when the model is served and requests are taken, 400 when not."""
-        return _ready(service.model_ready(name, version, holder(request)), response)
+        """200 when the model is served and requests are taken, 404 when it is not served, 400 when none are."""
+        return _ready(service.model_ready(name, version, holder(request)), response, 404 if service.accepting else 400)
 
     async def config(request: Request, name: str, version: str = "") -> dict[str, Any]:
         """Triton's model configuration."""
@@ -225,8 +234,21 @@ def add_rest(app: FastAPI, service: InferenceService, with_token: Any) -> None:
     app.include_router(routes)
 
 
-def _ready(value: bool, response: Response) -> Ready:
-    response.status_code = 200 if value else 400
+_Asked = TypeVar("_Asked", bound=BaseModel)
+
+
+async def _asked(kind: type[_Asked], request: Request) -> _Asked:
+    """A body that may be absent, and is JSON whatever its Content-Type: Triton's clients say none. Raises WireError."""
+    try:
+        return kind.model_validate_json(await request.body() or b"{}")
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "all of it"
+        raise WireError(f"expected JSON as /openapi.json describes it, got another ({place}: {first['msg']})") from error
+
+
+def _ready(value: bool, response: Response, otherwise: int = 400) -> Ready:
+    response.status_code = 200 if value else otherwise
     return Ready(ready=value)
 
 
