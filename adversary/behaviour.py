@@ -238,7 +238,7 @@ class Workshop:
             attack, behaviour.threat, engine, Journal(self.sessions_path(behaviour.run)),
             seed=behaviour.seed, order=behaviour.order, share=behaviour.share,
             max_held=behaviour.max_held, max_held_bytes=behaviour.max_held_bytes, model=self.victim.name,
-            form=self.victim.form, tracer=self._tracer, told=self._deeds.told,
+            form=self.victim.form, tracer=self._tracer, deeds=self._deeds,
         )  # fmt: skip
         self._deeds.begin(behaviour.run)
         attacker.recall(earlier, asked_earlier([self._ledger.path, *ledgers(self._state, behaviour.run)], behaviour.run))

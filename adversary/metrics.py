@@ -47,16 +47,20 @@ class Deeds(Collector):
         self.run, self.ended, self.succeeded_at = run, 0, []
 
     def told(self, outcome: Outcome) -> None:
-        """A session's end."""
+        """A session's end, here and now."""
         self.sessions[outcome.reason] += 1
         self.queries += outcome.queries
         if outcome.held_ms is not None:
             self.held.add(outcome.held_ms / 1e3)
-        if outcome.reason == "full":
-            return
-        self.ended += 1
         if outcome.first_success is not None:
             self.to_success.add(outcome.first_success)
+        self.ended_with(outcome)
+
+    def ended_with(self, outcome: Outcome) -> None:
+        """A session of the run, perhaps of an earlier process, in the curve."""
+        if outcome.reason != "full":
+            self.ended += 1
+        if outcome.first_success is not None:
             insort(self.succeeded_at, outcome.first_success)
 
     def heard(self, times: Mapping[str, int]) -> None:

@@ -146,10 +146,13 @@ class Models:
 
     def replied(self, job: Job, now_ns: int) -> None:
         """On the event loop: an answer has left, perhaps of a model that was taken out meanwhile."""
+        model = self._by_key.get(job.model)
+        if model is not None:
+            model.counts.replied(job, now_ns)
+            return
         name, _, version = job.model.partition("#")[0].rpartition("@")
-        counts = self.counted.get((name, version))
-        if counts is not None:
-            counts.replied(job, now_ns)
+        if (name, version) in self.counted:
+            self.counted[name, version].replied(job, now_ns)
 
     def compute(self, taken: Taken) -> Done:
         """On the tail's thread: a batch of one model."""

@@ -30,6 +30,7 @@ from splitcore.errors import LatentbedError, SecurityError, WireError
 from splitcore.frame import Reply
 from splitcore.telemetry.calls import Call
 from splitcore.telemetry.clock import now_ns
+from splitcore.telemetry.frame_spans import lost_attempt
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import oip
 from splitcore.wire.channel import aio_channel, split_address
@@ -146,6 +147,8 @@ class Sender:
         lost = [shot for shot in self._window.values() if shot.outstanding]
         for shot in lost:
             shot.outstanding = False
+            if self._telemetry.tracer is not None and shot.trace is not None:
+                self._telemetry.tracer.record(lost_attempt(shot.id, shot.attempt, shot.trace, shot.sent_ns, reason))
         self._record.lost(lost, reason)
         self._unsent = deque(sorted(self._window.values(), key=lambda shot: shot.sequence))
 

@@ -10,12 +10,13 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from adversary.attacks import Attack
 from adversary.engine import Engine, Job, stream
 from adversary.ledger import Kind
+from adversary.metrics import Deeds
 from adversary.relay import Forward, Order, foreign
 from adversary.session import Outcome
 from adversary.spans import session_spans
@@ -44,7 +45,7 @@ class Attacker:
         self, attack: Attack, threat: ThreatModel, engine: Engine, sessions: Journal, *,
         seed: int, order: Order = "overtake", share: float = 1.0, max_held: int = 256, max_held_bytes: int = 64 << 20,
         model: str = "", form: Form = oip, tracer: Tracer | None = None,
-        told: Callable[[Outcome], None] = lambda outcome: None,
+        deeds: Deeds | None = None,
     ) -> None:  # fmt: skip
         """`form`: of the frames. `model`: what the attack knows; frames that name another pass. Empty: whatever they name."""
         self.order: Order = order
@@ -53,7 +54,7 @@ class Attacker:
         self.attack, self._threat = attack, threat
         self.engine, self._sessions = engine, sessions
         self._model, self._form = model, form
-        self._tracer, self._told = tracer, told
+        self._tracer, self._deeds = tracer, deeds or Deeds()
         self._seed, self._share = seed, share
         self._max_held, self._max_held_bytes = max_held, max_held_bytes
         self._held = self._held_bytes = 0
@@ -71,7 +72,7 @@ class Attacker:
             fields = {**row, "payload": None if row["payload"] is None else bytes.fromhex(row["payload"])}
             outcome = Outcome(**fields)
             self._recalled(outcome)
-            self._told(outcome)
+            self._deeds.ended_with(outcome)
         self._unended = {frame: queries for frame, queries in spent.items() if frame not in self._outcomes}
 
     def _recalled(self, outcome: Outcome) -> None:
@@ -159,7 +160,7 @@ class Attacker:
     def _tell(self, outcome: Outcome) -> None:
         self.counts[outcome.reason] += 1
         self.counts["queries"] += outcome.queries
-        self._told(outcome)
+        self._deeds.told(outcome)
         row = asdict(outcome)
         row["payload"] = None if outcome.payload is None else outcome.payload.hex()
         self._sessions.append(row)

@@ -12,7 +12,9 @@ frame                                        phone, the root: scheduled to answe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.context import Context
 from splitcore.telemetry.tracing import Kind, Span
 
@@ -50,6 +52,13 @@ def spans_of(frame: str, attempt: int, context: Context, times: Mapping[str, int
         _span("edge", edge, context, times, "received", "replied", frame, attempt, "SERVER", events),
         *(_span(name, edge.child(name), edge, times, *ends, frame, attempt) for name, ends in steps.items()),
     ]
+
+
+def lost_attempt(frame: str, attempt: int, root: Context, sent_ns: int, reason: str) -> Span:
+    """A sending that got no answer: what relay and edge did of it has a parent all the same."""
+    times = {"sent": sent_ns, "lost": now_ns()}
+    span = _span(CALL, attempt_of(root, attempt), root, times, "sent", "lost", frame, attempt, "CLIENT")
+    return replace(span, error=reason)
 
 
 def _phone(frame: str, attempt: int, root: Context, times: Mapping[str, int]) -> list[Span]:

@@ -11,6 +11,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from edge_server.gpu import ENERGY, GAUGES, Gpus
 from edge_server.tail import Tail
 from splitcore.artefact import Artefact
 from splitcore.data import load
@@ -75,3 +76,11 @@ def test_a_scenario_runs_on_the_gpu_to_its_report_and_the_books_agree(cuda_artef
     attacks = {attack.name: attack for attack in report.attacks}
     assert (attacks["square"].asr.value or 0) > 2 * (attacks["noise"].asr.value or 0)
     print({name: (attack.asr.value, attack.queries.total, attack.wall_s) for name, attack in attacks.items()})
+
+
+def test_the_gpus_are_in_the_metrics_under_tritons_names() -> None:
+    metrics = {family.name: family.samples for family in Gpus().collect()}
+    assert set(metrics) == {*GAUGES, ENERGY}
+    [used], [total] = metrics["nv_gpu_memory_used_bytes"], metrics["nv_gpu_memory_total_bytes"]
+    assert 0 < used.value <= total.value and used.labels["gpu_uuid"].startswith("GPU-")
+    assert 0 <= metrics["nv_gpu_utilization"][0].value <= 1

@@ -16,10 +16,12 @@ import grpc
 import httpx
 import pytest
 from composition import free_port
+from otlp import Receiver
 from tools import tool
 
 from splitcore.control import load_token
 from splitcore.journal import read
+from splitcore.telemetry.frame_spans import CALL
 from splitcore.wire import oip
 from splitcore.wire.channel import sync_channel
 from testbed.drive import _save_logs
@@ -80,9 +82,17 @@ def replicas(digits_artefact: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def phone(replicas: Replicas) -> Iterator[Node]:
+def receiver() -> Iterator[Receiver]:
+    taking = Receiver()
+    yield taking
+    taking.close()
+
+
+@pytest.fixture(scope="module")
+def phone(replicas: Replicas, receiver: Receiver) -> Iterator[Node]:
     arguments = ["--artefact", str(replicas.artefact), "--token-file", str(replicas.states / "token")]
-    process = Process("mobile_client", replicas.states / "client", [*arguments, "--target", replicas.address])
+    arguments += ["--target", replicas.address, "--trace-endpoint", receiver.endpoint, "--trace-rate", "1"]
+    process = Process("mobile_client", replicas.states / "client", arguments)
     try:
         yield Node("client", process.wait_ready()["control"], replicas.token)
     finally:
@@ -92,6 +102,11 @@ def phone(replicas: Replicas) -> Iterator[Node]:
 def rows_of(phone: Node, run: str, what: str) -> list[dict[str, Any]]:
     text = httpx.get(f"http://{phone.control}/passes/{run}/{what}", trust_env=False).text
     return [json.loads(line) for line in text.splitlines()]
+
+
+def _of(span: dict[str, Any], frame: str) -> bool:
+    """Whether it is a sending of that frame."""
+    return bool(span["name"] == CALL and span["attributes"]["latentbed.frame"] == frame)
 
 
 def test_unary_calls_go_to_both_and_a_stream_to_one(replicas: Replicas, phone: Node) -> None:
@@ -120,7 +135,9 @@ def test_the_testbed_reads_the_logs_of_all_replicas_as_one(replicas: Replicas, p
         assert {edge for row in rows.values() for edge in row.edges} <= {node.control for node in replicas.nodes}
 
 
-def test_a_replica_that_is_killed_in_a_pass_loses_nothing_and_computes_nothing_twice(replicas: Replicas, phone: Node) -> None:
+def test_a_replica_that_is_killed_in_a_pass_loses_nothing_and_computes_nothing_twice(
+    replicas: Replicas, phone: Node, receiver: Receiver
+) -> None:
     """The last of these tests, since it leaves one replica."""
     run, count = "killed", 1500
     phone.post("/passes", {"run": run, "count": count, "load": {"kind": "server", "rate_hz": 150}, "window": 32})
@@ -147,3 +164,11 @@ def test_a_replica_that_is_killed_in_a_pass_loses_nothing_and_computes_nothing_t
     assert max(row["attempts"] for row in frames) >= 2
     keys = [(line["id"], line["attempt"]) for line in lines]
     assert len(keys) == len(set(keys))
+    # and its trace has both sendings
+    again = next(row["id"] for row in frames if row["attempts"] == 2)
+    spans = receiver.until(lambda seen: sum(_of(span, again) for span in seen) == 2)
+    lost, answered = sorted(
+        (span for span in spans if _of(span, again)), key=lambda span: span["attributes"]["latentbed.attempt"]
+    )
+    assert (lost["trace"], lost["parent"]) == (answered["trace"], answered["parent"])
+    assert (lost["status"], answered["status"]) == (2, 0)  # error, unset
