@@ -30,7 +30,9 @@ from testbed.scenario import Scenario
 from testbed.security import Arming
 
 PRICE = "price.json"
-ROUNDS = 8
+ROUNDS = 16
+SINGLES = 3
+"""of the rounds begin with a connection of one frame"""
 HANDSHAKES = 15
 SIDES = ("plain", "protected")
 
@@ -45,9 +47,10 @@ class Side:
     pipe: CountingPipe
     total_ms: list[list[float]] = field(default_factory=list)
     """of each frame, from its arrival at the head to its answer, a list a round"""
-    bytes_up: list[int] = field(default_factory=list)
-    """of each round's connection"""
-    bytes_down: list[int] = field(default_factory=list)
+    bytes_of_one: list[tuple[int, int]] = field(default_factory=list)
+    """(up, down) of connections that carried one frame"""
+    bytes_of_many: list[tuple[int, int]] = field(default_factory=list)
+    """and of those that carried a round"""
     first_answer_ms: list[float] = field(default_factory=list)
     """from nothing to the first answer on a new connection"""
 
@@ -61,8 +64,7 @@ def measure(scenario: Scenario, artefact: Path, arming: Arming, folder: Path, da
         for n in range(ROUNDS + 1):
             # the first round warms up; the order of the two changes from one to the next
             for name in SIDES if n % 2 else SIDES[::-1]:
-                # one connection with a single frame besides: what is left of its bytes is the connection's own
-                for count in (1, frames):
+                for count in (1, frames) if n <= SINGLES else (frames,):
                     _round(
                         sides[name], scenario, f"{folder.name}.price-{name}-{n}-{count}", count, folder / "nodes", kept=n > 0
                     )
@@ -72,7 +74,7 @@ def measure(scenario: Scenario, artefact: Path, arming: Arming, folder: Path, da
     document = {
         "frames_a_round": frames,
         "sides": {
-            name: {key: getattr(side, key) for key in ("total_ms", "bytes_up", "bytes_down", "first_answer_ms")}
+            name: {key: getattr(side, key) for key in ("total_ms", "bytes_of_one", "bytes_of_many", "first_answer_ms")}
             for name, side in sides.items()
         },
     }
@@ -144,9 +146,11 @@ def _round(side: Side, scenario: Scenario, run: str, count: int, nodes: Path, *,
     side.pipe.settle()
     if not kept:
         return
-    side.bytes_up.append(side.pipe.bytes_up - up)
-    side.bytes_down.append(side.pipe.bytes_down - down)
-    if count > 1:
+    crossed = (side.pipe.bytes_up - up, side.pipe.bytes_down - down)
+    if count == 1:
+        side.bytes_of_one.append(crossed)
+    else:
+        side.bytes_of_many.append(crossed)
         into = nodes / f"{run}.jsonl"
         side.client.save(f"/passes/{run}/frames", into)
         side.total_ms.append([float(row["total_ms"]) for row in journal.read(into)])

@@ -38,29 +38,25 @@ def price_of(measured: dict[str, Any]) -> Price:
     plain, protected = measured["sides"]["plain"], measured["sides"]["protected"]
     before, after = (np.array([ms for part in side["total_ms"] for ms in part]) for side in (plain, protected))
     frames = int(measured["frames_a_round"])
-    up, down = (_bytes_a_frame(protected[key], frames)[0] - _bytes_a_frame(plain[key], frames)[0] for key in _WAYS)
-    own = [sum(_bytes_a_frame(side[key], frames)[1] for key in _WAYS) for side in (plain, protected)]
+    (up, down, own), (up_before, down_before, own_before) = (_bytes(side, frames) for side in (protected, plain))
     return Price(
         frames=len(after),
         plain_ms=float(np.median(before)),
         protected_ms=float(np.median(after)),
         added_us=added_us(plain["total_ms"], protected["total_ms"]),
-        added_bytes_up=up,
-        added_bytes_down=down,
-        connection_bytes=own[1] - own[0],
+        added_bytes_up=up - up_before,
+        added_bytes_down=down - down_before,
+        connection_bytes=own - own_before,
         first_answer_plain_ms=median(plain["first_answer_ms"]),
         first_answer_protected_ms=median(protected["first_answer_ms"]),
     )
 
 
-_WAYS = ("bytes_up", "bytes_down")
-
-
-def _bytes_a_frame(rounds: Sequence[int], frames: int) -> tuple[float, float]:
-    """(a frame's, a connection's own) bytes, from connections that carried one frame and others that carried `frames`."""
-    one, many = median(rounds[0::2]), median(rounds[1::2])
-    each = (many - one) / (frames - 1)
-    return each, one - each
+def _bytes(side: dict[str, Any], frames: int) -> tuple[float, float, float]:
+    """(a frame's up, a frame's down, a connection's own) bytes, from connections with one frame and others with `frames`."""
+    one, many = (np.median(np.array(side[key], float), axis=0) for key in ("bytes_of_one", "bytes_of_many"))
+    up, down = ((many - one) / (frames - 1)).tolist()
+    return up, down, float(one.sum() - up - down)
 
 
 def added_us(plain: Sequence[Sequence[float]], protected: Sequence[Sequence[float]]) -> Span:

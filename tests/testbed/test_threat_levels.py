@@ -147,10 +147,15 @@ def test_security_that_cannot_be_is_refused_with_what_is_wrong(changes: dict[str
 
 def test_prices_are_read_off_connections_of_one_frame_and_of_many() -> None:
     # 100 bytes a frame and 1000 a connection without protection; 150 and 1700 with it; up, and nothing down
-    plain = {"total_ms": [[1.0, 1.2, 1.1]] * 3, "bytes_up": [1100, 2000] * 3, "bytes_down": [0, 0], "first_answer_ms": [2.0]}
+    plain = {
+        "total_ms": [[1.0, 1.2, 1.1]] * 3,
+        "bytes_of_one": [(1100, 0)],
+        "bytes_of_many": [(2000, 0)] * 3,
+        "first_answer_ms": [2.0],
+    }
     protected = {
-        "total_ms": [[1.3, 1.5, 1.4], [1.4, 1.6, 1.5], [1.3, 1.5, 1.4]], "bytes_up": [1850, 3200] * 3, "bytes_down": [0, 0],
-        "first_answer_ms": [5.0, 4.0, 3.0],
+        "total_ms": [[1.3, 1.5, 1.4], [1.4, 1.6, 1.5], [1.3, 1.5, 1.4]], "bytes_of_one": [(1850, 0)],
+        "bytes_of_many": [(3200, 0)] * 3, "first_answer_ms": [5.0, 4.0, 3.0],
     }  # fmt: skip
     price = price_of({"frames_a_round": 10, "sides": {"plain": plain, "protected": protected}})
     assert (price.added_bytes_up, price.added_bytes_down, price.connection_bytes) == (50, 0, 700)
