@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -27,6 +28,7 @@ def composition(engine: None) -> Iterator[Composition]:
     copy_checkout(folder)
     shorten(folder / "scenarios" / "compose.yaml", "tiny")
     shorten(folder / "scenarios" / "compose-direct.yaml", "tiny-direct")
+    shorten(folder / "scenarios" / "compose-tls.yaml", "tiny-tls", attacks=[{"name": "probe", "probe": 2}])
     project = Composition(folder)
     try:
         project.build()
@@ -35,8 +37,8 @@ def composition(engine: None) -> Iterator[Composition]:
         project.remove()
 
 
-def shorten(scenario: Path, name: str) -> None:
+def shorten(scenario: Path, name: str, **changes: Any) -> None:
     """Beside `scenario`, one that takes a second: eight frames, one attack at most."""
     document = yaml.safe_load(scenario.read_text())
-    document |= {"name": name, "frames": 8, "attacks": document.get("attacks", [])[:1]}
+    document |= {"name": name, "frames": 8, "attacks": document.get("attacks", [])[:1]} | changes
     scenario.with_name(f"{name}.yaml").write_text(yaml.safe_dump(document))

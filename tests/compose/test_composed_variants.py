@@ -43,3 +43,13 @@ def test_the_profile_direct_runs_without_the_adversary(project: Composition) -> 
     report = json.loads((project.runs / "latest" / "report.json").read_text())
     assert report["attacks"] == []
     assert report["ledger"]["rows"] == report["ledger"]["server_rows"] > 0
+
+
+def test_over_mtls_the_client_is_answered_and_the_adversary_is_not(project: Composition) -> None:
+    assert project.up(scenario="scenarios/tiny-tls.yaml", over="docker/tls.yml") == 0, project.log()
+    report = json.loads((project.runs / "latest" / "report.json").read_text())
+    assert report["clean"]["n"] == 8
+    assert report["ledger"]["agrees"], report["ledger"]["disagreements"]
+    probes = report["security"]["probes"]
+    assert [probe["way"] for probe in probes] == ["query", "query in clear text", "query with own certificate"]
+    assert all(probe["answered"] == 0 and probe["refused"] == {"UNAVAILABLE": 2} for probe in probes)

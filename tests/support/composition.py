@@ -61,19 +61,23 @@ class Composition:
         # the services of a profile are built from the same targets
         run(*self._compose, "--profile", "direct", "build", cwd=self.folder, env=self._environment, timeout_s=1500)
 
-    def start(self, *, scenario: str | None = None, direct: bool = False) -> subprocess.Popen[bytes]:
-        """`up` as docs/containers.md has it; what it prints goes to up.log. Whoever starts it waits for it."""
+    def start(self, *, scenario: str | None = None, direct: bool = False, over: str = "") -> subprocess.Popen[bytes]:
+        """`up` as docs/containers.md has it; what it prints goes to up.log. Whoever starts it waits for it.
+
+        `over`: a file that lies over docker-compose.yml.
+        """
+        files = ["-f", "docker-compose.yml", "-f", over] if over else []
         environment = self._environment | ({} if scenario is None else {"SCENARIO": scenario})
         profile = ["--profile", "direct"] if direct else []
         client = "direct_client" if direct else "mobile_client"
         services = ["edge_server", "direct_client", "direct_testbed"] if direct else []
-        command = [*self._compose, *profile, "up", "--abort-on-container-exit", "--exit-code-from", client, *services]
+        command = [*self._compose, *files, *profile, "up", "--abort-on-container-exit", "--exit-code-from", client, *services]
         with (self.folder / "up.log").open("wb") as log:
             return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
 
-    def up(self, *, scenario: str, direct: bool = False) -> int:
+    def up(self, *, scenario: str, direct: bool = False, over: str = "") -> int:
         """The exit status of a whole run."""
-        return self.start(scenario=scenario, direct=direct).wait(600)
+        return self.start(scenario=scenario, direct=direct, over=over).wait(600)
 
     def log(self) -> str:
         return (self.folder / "up.log").read_text(errors="replace")[-6000:]
