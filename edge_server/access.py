@@ -160,10 +160,10 @@ class Access:
         names = context.auth_context().get("x509_common_name") or ()
         return Who(f"certificate {names[0].decode(errors='replace')}" if names else str(context.peer()))
 
-    def bearer(self, authorization: str | bytes | None) -> Who:
-        """Whose token this is, given as `Bearer <token>`; where no tokens are needed, nobody in particular."""
+    def bearer(self, authorization: str | bytes | None, peer: str = "") -> Who:
+        """Whose token this is, given as `Bearer <token>`; where no tokens are needed, whoever `peer` is."""
         if not self.needed:
-            return Who("")
+            return Who(peer)
         kind, _, text = str(authorization or "").partition(" ")
         digest = hashlib.sha256(text.strip().encode()).hexdigest()
         found = None

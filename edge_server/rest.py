@@ -211,7 +211,9 @@ def add_rest(app: FastAPI, service: InferenceService, with_token: Any) -> None:
         if said is not None and not (said.isascii() and said.isdecimal() and len(said) < 12):
             raise invalid(f"expected a number in {json_tensors.HEADER_LENGTH}, got {said[:40]!r}")
         message, binary = json_tensors.read_request(body, None if said is None else int(said), name, version)
-        job, outcome = await service.infer(message, holder(request), received_ns)
+        peer = "" if request.client is None else f"http {request.client.host}:{request.client.port}"
+        who = service.access.bearer(request.headers.get("authorization"), peer)
+        job, outcome = await service.infer(message, holder(request), received_ns, who=who)
         if isinstance(outcome, Refused):
             return problem(request.url.path, _STATUS.get(outcome.code, 500), outcome.text)
         assert isinstance(outcome, Reply) and job is not None

@@ -272,7 +272,7 @@ def _share(value: float | None) -> str:
 
 def _dismiss(nodes: Nodes, *, failed: bool) -> None:
     """Tells the client its exit status: it is the one whose end ends a composed run."""
-    client = Node("client", nodes.client.control, load_token(nodes.token_file))
+    client = Node("client", nodes.client.control, load_token(nodes.token_file), nodes.trust)
     try:
         client.post("/exit", {"code": 1 if failed else 0})
     except NodeError as error:

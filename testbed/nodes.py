@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import httpx
 from splitcore.control import load_token
 from splitcore.errors import LatentbedError
 from splitcore.node import END_WITH_STDIN, begin, read_ready
+from splitcore.wire.tls import ClientTls
 from testbed.scenario import Scenario
 from testbed.security import Arming
 
@@ -36,6 +38,16 @@ class Node:
     name: str
     control: str
     token: str
+    trust: Path | None = None
+    """authorities of a control API that speaks TLS; None: clear text"""
+
+    @property
+    def base(self) -> str:
+        return f"{'http' if self.trust is None else 'https'}://{self.control}"
+
+    @property
+    def _believed(self) -> ssl.SSLContext | bool:
+        return True if self.trust is None else ClientTls(trust=self.trust).context()
 
     def get(self, path: str, **query: str) -> Any:
         return self._ask("GET", path, params=query).json()
@@ -51,7 +63,9 @@ class Node:
         temporary = into.with_name(into.name + ".new")
         try:
             with (
-                httpx.stream("GET", f"http://{self.control}{path}", params=query, timeout=120, trust_env=False) as reply,
+                httpx.stream(
+                    "GET", f"{self.base}{path}", params=query, timeout=120, trust_env=False, verify=self._believed
+                ) as reply,
                 temporary.open("wb") as file,
             ):
                 self._check(reply)
@@ -65,7 +79,12 @@ class Node:
         headers = {"Authorization": f"Bearer {self.token}"}
         try:
             reply = httpx.request(
-                method, f"http://{self.control}{path}", headers=headers, trust_env=False, **{"timeout": 60, **arguments}
+                method,
+                f"{self.base}{path}",
+                headers=headers,
+                trust_env=False,
+                verify=self._believed,
+                **{"timeout": 60, **arguments},
             )
         except httpx.HTTPError as error:
             raise NodeError(f"{self.name} at {self.control} does not answer {method} {path}: {error!r}") from error
@@ -219,7 +238,8 @@ def remote_nodes(scenario: Scenario) -> Trio:
     first, *others = scenario.nodes.edges
     addresses = {"client": scenario.nodes.client, "edge": first, "adversary": scenario.nodes.adversary}
     addresses |= {f"edge-{number}": address for number, address in enumerate(others, 2)}
-    nodes = {name: Node(name, address.control, token) for name, address in addresses.items() if address is not None}
+    trust = scenario.nodes.trust
+    nodes = {name: Node(name, address.control, token, trust) for name, address in addresses.items() if address is not None}
     deadline = time.monotonic() + START_S
     for node in nodes.values():
         while True:

@@ -159,6 +159,8 @@ class Nodes(_Strict):
     edge: Address | tuple[Address, ...]
     """one, or the replicas behind a balancer: the books are compared with the logs of all"""
     token_file: Path
+    trust: Path | None = None
+    """authorities of control APIs that speak TLS, PEM; None: clear text"""
     telemetry: str = "0.0.0.0:5555"
     """where the collector listens, host:port; clocks are compared on the next port"""
 

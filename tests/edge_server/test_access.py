@@ -6,6 +6,7 @@ import hashlib
 import json
 
 import grpc
+import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given, settings
@@ -84,6 +85,21 @@ async def test_who_asks_too_fast_is_told_when_to_ask_again(start_edge, served, t
     pushback = dict(refused.trailing_metadata())["grpc-retry-pushback-ms"]
     assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and 60_000 < int(pushback) <= 200_001
     assert edge.server.metrics.failures["REJECTED_RATE"] == 2
+
+
+async def test_the_same_holds_over_http(start_edge, served, tokens):
+    edge = await start_edge(tokens=tokens)
+    url = f"http://{edge.server.control}/v2/models/{served.name}/infer"
+    latent = served.latents(1)
+    tensor = {"name": "latent", "datatype": "FP32", "shape": list(latent.shape), "data": latent.ravel().tolist()}
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+
+        async def ask(headers):
+            return (await client.post(url, json={"inputs": [tensor]}, headers=headers)).status_code
+
+        assert await ask({"Authorization": "Bearer secret of phone"}) == 200
+        assert await ask({}) == 401
+        assert await ask({"Authorization": "Bearer secret of watcher"}) == 403
 
 
 async def test_a_certificate_is_an_identity_and_so_is_a_connection(start_edge, served, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from splitcore.wire.certificates import write_set
 from splitcore.wire.probe import serving
 from splitcore.wire.tls import ClientTls, ServerTls
+from testbed.nodes import Node, NodeError
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,14 @@ async def test_the_control_plane_speaks_tls_too(start_edge, files, mutual):
     async with httpx.AsyncClient(verify=ClientTls(trust=files / "ca.pem").context(), trust_env=False) as client:
         with pytest.raises(httpx.TransportError):
             await client.get(address)
+
+
+async def test_the_testbed_reaches_a_control_plane_over_tls(start_edge, files):
+    edge = await start_edge(control_tls=ServerTls(certificate=files / "server.pem", key=files / "server.key"))
+    node = Node("edge", edge.server.control, "none", files / "ca.pem")
+    assert (await asyncio.to_thread(node.get, "/healthz"))["status"] == "ok"
+    with pytest.raises(NodeError, match="CERTIFICATE_VERIFY_FAILED"):
+        await asyncio.to_thread(Node("edge", edge.server.control, "none", files / "adversary-ca.pem").get, "/healthz")
 
 
 async def test_a_phone_that_meets_another_certificate_says_so_at_once_and_sends_nothing(

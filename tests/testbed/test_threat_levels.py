@@ -103,7 +103,9 @@ def test_with_sealed_frames_nothing_falls_though_the_adversary_holds_every_frame
     assert probes["query"] == probes["replay"] == probes["change"] == (0, {"UNAUTHENTICATED": 3})
     rows = {(row["name"], row["kind"]): row for row in report["security"]["refusals"]}
     assert rows["square", "query"]["refused"] == {"UNAUTHENTICATED": 24}
-    assert rows["square", "frame"]["answered"] == 24
+    # a frame that is let go behind a later one is refused too: that costs the phone an answer, and gives nobody a label
+    passed = rows["square", "frame"]
+    assert passed["answered"] + passed["refused"].get("UNAUTHENTICATED", 0) == 24
     assert 100 < report["security"]["price"]["added_bytes_up"] < 300
 
 
