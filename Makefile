@@ -40,7 +40,8 @@ test: $(READY) ## the tests, but the long ones and those with containers, GPU or
 		-m "not compose and not gpu and not parity and not arm64 and not long"
 
 test-long: $(READY) ## the tests that take long: whole runs and trainings, killed processes, what is learned from traffic
-	@$(BIN)/python -m pytest -q -m "long and not compose and not gpu and not parity and not arm64"
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=15 \
+		-m "long and not compose and not gpu and not parity and not arm64"
 
 test-parity: $(VENV)/.parity ## our attacks beside those of ART, foolbox and torchattacks, which this installs
 	@$(BIN)/python -m pytest -q -m parity tests/parity
