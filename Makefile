@@ -1,7 +1,7 @@
 # latentbed. `make` lists what there is; nothing has to be set up before.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-parity test-arm64 check format proto up up-direct up-scale up-watch down test-compose test-gpu bench clean
+.PHONY: help demo test test-long test-parity test-arm64 check format proto up up-direct up-scale up-watch down test-compose test-gpu relay-statuses bench clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -77,6 +77,9 @@ up-scale: ## the scenario with two edge servers behind nginx
 
 down: ## the containers and their networks away; artefacts stay in their volume
 	@$(COMPOSE) --profile direct --profile watch down --remove-orphans
+
+relay-statuses: $(READY) ## 10,000 calls through the relay, rejected, cancelled and late ones too: how many statuses are wrong
+	@$(BIN)/python tests/support/interop.py 10000
 
 test-compose: $(READY) ## the tests that need a Docker engine (they fail without one)
 	@$(BIN)/python -m pytest -q -m compose tests/compose

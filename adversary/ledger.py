@@ -67,25 +67,25 @@ class Ledger:
             self.counts[kind] += rows
             self._journal.append(row)
 
-    def answered(self, frame: str, attempt: int) -> None:
-        """An answer that came for a row that is no longer open (a duplicate) changes nothing."""
-        self._close("answered", (frame, attempt), None)
+    def answered(self, frame: str, attempt: int, t_ns: int | None = None) -> None:
+        """An answer that came for a row that is no longer open (a duplicate) changes nothing. `t_ns`: when; None: now."""
+        self._close("answered", (frame, attempt), None, t_ns)
 
     def lost(self, frame: str, attempt: int, reason: str) -> None:
         """No answer will be taken for it any more: the stream broke, the server refused it, or time ran out."""
         self._close("lost", (frame, attempt), reason)
 
-    def _close(self, event: str, key: Key, reason: str | None) -> None:
+    def _close(self, event: str, key: Key, reason: str | None, t_ns: int | None = None) -> None:
         with self._lock:
             if key not in self._open:
                 return
             self._open.remove(key)
             self.counts[event] += 1
-            self._journal.append(self._end(event, key, reason))
+            self._journal.append(self._end(event, key, reason, t_ns))
 
     @staticmethod
-    def _end(event: str, key: Key, reason: str | None) -> dict[str, object]:
-        row: dict[str, object] = {"event": event, "id": key[0], "attempt": key[1], "t_ns": now_ns()}
+    def _end(event: str, key: Key, reason: str | None, t_ns: int | None = None) -> dict[str, object]:
+        row: dict[str, object] = {"event": event, "id": key[0], "attempt": key[1], "t_ns": t_ns or now_ns()}
         if reason is not None:
             row["reason"] = reason
         return row

@@ -15,7 +15,7 @@ class Pass:
 
     kind: Kind = "clean"
     order: Order = "overtake"
-    holds = False
+    holds = looks = False
 
     def request(self, frame: Frame, message: bytes) -> Forward:
         return Forward(message, "passed", sum(map(len, frame.payloads)))

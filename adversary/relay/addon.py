@@ -34,7 +34,8 @@ class Addon(Protocol):
     """A behaviour on the path.
 
     One that has `holds = False` besides is only told of what passes, while it passes: `request` is then answered at once, with
-    the message as it came, and no byte of it waits. Without that, a message is kept until `request` has said what goes on.
+    the message as it came, and no byte of it waits. With `looks = False` as well it is not even told. Without these, a message
+    is kept until `request` has said what goes on.
     """
 
     kind: Kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.context import sampled
 from splitcore.telemetry.frame_spans import RELAY
 from splitcore.telemetry.spans import Telemetry
-from splitcore.wire import oip
+from splitcore.wire import glance, oip
 from splitcore.wire.form import Form
 
 log = logging.getLogger(__name__)
@@ -55,14 +56,18 @@ class Books:
 class Passage:
     """One frame of the client on its way through."""
 
-    __slots__ = ("_books", "_kind", "_size", "_times", "_why", "addon", "frame", "wire_id")
+    __slots__ = ("_books", "_kind", "_size", "_times", "_why", "addon", "frame", "glanced", "wire_id")
 
-    def __init__(self, books: Books, addon: Addon, frame: Frame) -> None:
+    def __init__(self, books: Books, addon: Addon, frame: Frame, size: int | None = None) -> None:
+        """`size`: of the payloads of a frame that was read at a glance, in which they are not."""
         self.wire_id = frame.id
         """what its client calls it"""
         self.frame = books.names.booked(frame)
         self.addon = addon
+        self.glanced = size is not None
         self._kind: Kind = addon.kind
+        self._why = "passed"
+        self._size = sum(map(len, frame.payloads)) if size is None else size
         self._books = books
         self._times = {"relay_in": now_ns()}
 
@@ -80,7 +85,7 @@ class Passage:
 
     def unasked(self, why: str) -> None:
         """It passes without the addon's having a say."""
-        self._kind, self._why, self._size = "clean", why, sum(map(len, self.frame.payloads))
+        self._kind, self._why = "clean", why
 
     def take(self, forward: Forward) -> None:
         self._why, self._size = forward.why, forward.payload_bytes
@@ -100,19 +105,19 @@ class Passage:
             frame.id, frame.attempt, self._kind, frame.rows, payload_bytes=self._size, why=self._why, client_id=self.wire_id
         )
 
-    def replied(self, refusal: str | None) -> None:
+    def replied(self, refusal: str | None, t_ns: int) -> None:
         """An answer came, or the server's refusal in-band: then no row of it was computed."""
-        self._times["reply_in"] = now_ns()
+        self._times["reply_in"] = t_ns
         if refusal is None:
-            self._books.ledger.answered(self.frame.id, self.frame.attempt)
+            self._books.ledger.answered(self.frame.id, self.frame.attempt, t_ns)
         else:
             self.lost(refusal)
 
     def lost(self, reason: str) -> None:
         self._books.ledger.lost(self.frame.id, self.frame.attempt, reason)
 
-    def done(self) -> None:
-        self._times["reply_out"] = now_ns()
+    def done(self, t_ns: int) -> None:
+        self._times["reply_out"] = t_ns
         self._books.telemetry.span(self.frame.id, self.frame.attempt, self.frame.traceparent, **self._times)
 
 
@@ -123,11 +128,13 @@ class Call:
         self.unary = path == INFER
         self.answering = False
         """whether an addon that may change answers has seen one of its frames"""
+        self._blind = True
+        """whether nobody has listened to answers so far"""
         self._books = books
         self._encoding = encoding
         self._reply_headers = b""
         self._flight = Flight(books.correlates)
-        self._later: list[tuple[Callable[..., Any], bytes | str, bool]] = []
+        self._later: list[tuple[Callable[[Any, int], None], object, int]] = []
 
     def encoding(self, answers: bool) -> bytes:
         """By which messages are compressed in this direction."""
@@ -139,30 +146,38 @@ class Call:
 
     def frame_of(self, message: bytes | None, addon: Addon) -> Passage | None:
         """A passage for a frame that can be accounted for; None: it passes, and the server shall judge it."""
-        try:
-            frame = None if message is None else self._books.form.unpack_request(message)
-        except WireError:
-            frame = None
+        frame, books = None, self._books
+        with contextlib.suppress(WireError):
+            if message is not None and self._at_a_glance(addon) and (seen := glance.request(message)) is not None:
+                return Passage(books, addon, seen.frame, seen.payload_bytes)
+            frame = None if message is None else books.form.unpack_request(message)
         if frame is None:
-            self._books.unaccounted += 1
+            books.unaccounted += 1
             return None
-        return Passage(self._books, addon, frame)
+        return Passage(books, addon, frame)
 
-    def later(self, what: Callable[..., Any], about: bytes | str, compressed: bool = False) -> None:
+    def _at_a_glance(self, addon: Addon) -> bool:
+        """Whether nobody wants more of a frame than its place in the books."""
+        books = self._books
+        blind = not getattr(addon, "looks", True) and not hasattr(addon, "reply")
+        return blind and books.form is oip and books.telemetry.tracer is None
+
+    def later(self, what: Callable[[Any, int], None], about: object) -> None:
         """Of answers that pass nothing has to be known before they do: what is to be done about them, in its order."""
-        self._later.append((what, about, compressed))
+        self._later.append((what, about, now_ns()))
 
     def settle(self) -> None:
         """All of that."""
-        while self._later:
-            what, about, compressed = self._later.pop(0)
-            what(about, compressed)
+        later, self._later = self._later, []
+        for what, about, t_ns in later:
+            what(about, t_ns)
 
-    def passed(self, message: bytes, compressed: bool) -> None:
-        """An answer passed."""
-        passage = self.answer(expand(message, self.encoding(True)) if compressed else message)
+    def passed(self, answer: tuple[bytes, bool], t_ns: int) -> None:
+        """An answer passed: the message, and whether it is compressed."""
+        message, compressed = answer
+        passage = self.answer(expand(message, self.encoding(True)) if compressed else message, t_ns)
         if passage is not None:
-            passage.done()
+            passage.done(t_ns)
 
     def leaves(self, passage: Passage) -> None:
         self.settle()
@@ -170,43 +185,49 @@ class Call:
         if before is not None:
             before.lost("the client sent the frame again on the same stream")
         self.answering = self.answering or hasattr(passage.addon, "answer")
+        self._blind = self._blind and not hasattr(passage.addon, "reply")
         passage.leaves()
 
-    def answer(self, message: bytes | None) -> Passage | None:
+    def answer(self, message: bytes | None, t_ns: int) -> Passage | None:
         """Whose answer this is; it is in the books, and the addon that listens has heard it."""
         if message is None or not self._flight:
             return None
+        form = self._books.form
         reply: Reply | None = None
         if self.unary:
             passage = self._flight.only()
-            passage.replied(None)
+            passage.replied(None, t_ns)
         else:
-            try:
-                reply = self._books.form.unpack_stream_reply(message)
-            except WireError as error:
-                # not ours to judge, it passes as it is; whom it answers can be known all the same
-                reply = Reply(id=error.frame_id, error=f"an answer that cannot be read: {error}")
-            found = self._flight.take(reply.id)
+            seen = glance.answer(message) if form is oip and self._blind else None
+            if seen is None:
+                try:
+                    reply = form.unpack_stream_reply(message)
+                except WireError as error:
+                    # not ours to judge, it passes as it is; whom it answers can be known all the same
+                    reply = Reply(id=error.frame_id, error=f"an answer that cannot be read: {error}")
+                seen = reply.id, reply.error
+            name, refusal = seen
+            found = self._flight.take(name)
             if found is None:
                 return None
             passage = found
-            passage.replied(reply.error)
+            passage.replied(refusal, t_ns)
         listen: Callable[[Frame, Reply], Any] | None = getattr(passage.addon, "reply", None)
         if listen is not None:
             try:
-                listen(passage.frame, self._books.form.unpack_reply(message) if reply is None else reply)
+                listen(passage.frame, form.unpack_reply(message) if reply is None else reply)
             except Exception:
                 log.exception("%s: the addon failed at the answer, which passes", passage.frame.id)
         return passage
 
-    def closed(self, block: bytes, _: bool = False) -> None:
+    def closed(self, block: bytes, _: int) -> None:
         """The server has ended the call, with this header block."""
         if self._flight:
             code, message = status_of(block)
             name = CODES.get(code or 0, str(code))
             self.ended(f"{name}: {message}" if code else "the stream ended before an answer")
 
-    def ended(self, reason: str, _: bool = False) -> None:
+    def ended(self, reason: str, _: int = 0) -> None:
         """No answer will come any more."""
         for passage in self._flight.drain():
             passage.lost(reason)

@@ -227,13 +227,21 @@ class Pair:
         if answer.out:
             chunks, answer.out = answer.out, []
             self.client.write(chunks)
-        self.splice.settle()
+        if self.splice.unsettled:
+            self._settle()
+
+    def _settle(self) -> None:
+        try:
+            self.splice.settle()
+        except Exception as error:
+            log.exception("the relay failed, which ends a connection")
+            self._abort(ANSWER, H2Error(INTERNAL_ERROR, repr(error)))
 
     def lost(self, index: int) -> None:
         """One socket is closed: the other one ends when it has sent what it has."""
         client = index == ASK
         self.splice.close("CANCELLED: the client went away" if client else "UNAVAILABLE: the connection to the server was lost")
-        self.splice.settle()
+        self._settle()
         if client:
             self._relay.pairs.discard(self)
             if self._silence is not None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import grpc
 
@@ -22,6 +23,7 @@ from adversary.relay.messages import compress, expand, prefixed
 from adversary.relay.passage import INFER, STREAM, Books, Call, Passage
 from adversary.relay.stream import Stream, Turn, Way
 from adversary.relay.window import MAX_WINDOW, Window
+from splitcore.telemetry.clock import now_ns
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,8 @@ class Splice:
         self._addon, self._books, self._wake = addon, books, wake
         self._requests = Requests()
         self._cut: dict[int, None] = {}
-        self._unsettled: dict[Call, None] = {}
+        self.unsettled: dict[Call, None] = {}
+        """calls of which something passed that is not in the books yet"""
         self._preface = h2.PREFACE
         self._handlers = {
             h2.HEADERS: self._headers, h2.PUSH_PROMISE: self._headers, h2.CONTINUATION: self._continuation,
@@ -162,8 +165,10 @@ class Splice:
             except Exception as error:
                 if isinstance(error, H2Error):
                     raise
-                self._failed(stream, error)
-                return self._stray(lane, number, n)
+                ends = self._failed(stream, error)
+                self._stray(lane, number, n)
+                self.lanes[1 - lane.index].out += ends[1 - lane.index]
+                return ends[lane.index]
         empty = way.empty
         if pieces is None and not way.waiting and (empty or not way.ended) and way.window.fits(n) and lane.window.fits(n):
             way.window.passed(n)
@@ -225,7 +230,7 @@ class Splice:
         assert call is not None
         if lane.index == ANSWER:
             reader = stream.ways[ANSWER].reader
-            self._later(call, call.passed, message, reader is not None and reader.compressed)
+            self._later(call, call.passed, (message, reader is not None and reader.compressed))
             return
         plain = self._plain(lane, stream, message)
         addon = self._addon()
@@ -236,7 +241,7 @@ class Splice:
         if self._keeps(addon):
             # it had begun to pass when this addon came, or there was no room to keep it
             passage.unasked("passed" if self._books.room > len(message) else "full")
-        elif not isinstance(passage.asked(plain), Forward):
+        elif not passage.glanced and not isinstance(passage.asked(plain), Forward):
             raise TypeError(f"expected the addon {type(addon).__name__} to answer at once, as it holds nothing")
         call.leaves(passage)
 
@@ -253,7 +258,7 @@ class Splice:
         plain = self._plain(lane, stream, message)
         asis = b"".join(prefixed(message, compressed))
         call.settle()
-        passage = call.frame_of(plain, self._addon()) if lane.index == ASK else call.answer(plain)
+        passage = call.frame_of(plain, self._addon()) if lane.index == ASK else call.answer(plain, now_ns())
         if passage is None or plain is None:
             self._free(stream, size)
             return asis, True
@@ -292,7 +297,9 @@ class Splice:
         """What the addon makes of an answer; a failure of its own ends no conversation of others."""
         answer = getattr(passage.addon, "answer", None)
         try:
-            decision = Forward(plain, "passed", 0) if answer is None else answer(passage.frame, plain)
+            if answer is None:
+                return Forward(plain, "passed", 0)
+            decision = answer(passage.frame, plain)
             return decision if isinstance(decision, Forward) else asyncio.ensure_future(decision)
         except Exception:
             log.exception("%s: the addon failed at the answer, which passes", passage.frame.id)
@@ -302,7 +309,7 @@ class Splice:
         """A kept message leaves now."""
         assert stream.call is not None
         if lane.index == ANSWER:
-            passage.done()
+            passage.done(now_ns())
         else:
             stream.call.leaves(passage)
 
@@ -316,7 +323,8 @@ class Splice:
         if self.streams.get(stream.number) is not stream or way.closed:
             return
         if failure is not None and lane.index == ASK:
-            self._failed(stream, failure)
+            for towards, frames in zip(self.lanes, self._failed(stream, failure), strict=True):
+                towards.out += frames
             self._wake()
             return
         if failure is not None:
@@ -336,20 +344,20 @@ class Splice:
         self._credit(lane, stream, way)
         self._wake()
 
-    def _failed(self, stream: Stream, failure: BaseException) -> None:
-        """The addon failed at a request: its call ends with the reason, and half a conversation helps nobody."""
+    def _failed(self, stream: Stream, failure: BaseException) -> tuple[Out, Out]:
+        """The addon failed at a request: its call ends with the reason, and half a conversation helps nobody.
+
+        What the server is to be sent, and what the client is.
+        """
         log.error("the addon failed", exc_info=failure)
-        ask, answer = self.lanes
+        number, ended = stream.number, stream.ways[ASK].ended
         text = f"relay: {type(failure).__name__}: {failure}"
-        ended = stream.ways[ASK].ended
         self._drop(stream, f"INTERNAL: {text}")
-        self._cut[stream.number] = None
+        self._cut[number] = None
         if len(self._cut) > MAX_CUT:
             del self._cut[next(iter(self._cut))]
-        answer.out.append(ending(stream.number, INTERNAL, text, stream.begun))
-        if not ended:
-            answer.out.append(h2.rst_stream(stream.number, h2.NO_ERROR))
-        ask.out.append(h2.rst_stream(stream.number, h2.CANCEL))
+        last = ending(number, INTERNAL, text, stream.begun)
+        return [h2.rst_stream(number, h2.CANCEL)], [last] if ended else [last, h2.rst_stream(number, h2.NO_ERROR)]
 
     def _stray(self, lane: Lane, number: int, n: int) -> Out | None:
         """DATA of a stream that is gone: for its receiver to judge, where that would take it."""
@@ -621,14 +629,14 @@ class Splice:
         way.keeping = 0
         way.waiting = bytearray()
 
-    def _later(self, call: Call, what: Callable[..., None], about: bytes | str, compressed: bool = False) -> None:
-        call.later(what, about, compressed)
-        self._unsettled[call] = None
+    def _later(self, call: Call, what: Callable[[Any, int], None], about: object) -> None:
+        call.later(what, about)
+        self.unsettled[call] = None
 
     def settle(self) -> None:
-        """What can be done when the bytes are on their way: the books of answers. Call it after each writing."""
-        while self._unsettled:
-            self._unsettled.popitem()[0].settle()
+        """What can be done when the bytes are on their way: the books of answers."""
+        while self.unsettled:
+            self.unsettled.popitem()[0].settle()
 
     def close(self, reason: str) -> None:
         """The connection is no more."""

@@ -1,0 +1,261 @@
+"""gRPC's interop cases and what else a proxy can get wrong, with real clients and a real server on either side of the relay."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from interop import CODES, KINDS, LIMIT, SERVICE, Relayed, TestService, begin, messages, relayed, wrong_statuses
+
+from adversary.ledger import Kind
+from adversary.relay import Forward, Order
+from splitcore.frame import Frame, Reply
+from splitcore.journal import read
+from splitcore.wire import oip
+from splitcore.wire.channel import aio_channel, channel_options
+
+
+@pytest.fixture
+async def path(tmp_path: Path) -> AsyncIterator[Relayed]:
+    async with relayed(tmp_path, TestService()) as path:
+        yield path
+
+
+@pytest.fixture
+async def channel(path: Relayed) -> AsyncIterator[grpc.aio.Channel]:
+    async with aio_channel(path.target, LIMIT) as channel:
+        yield channel
+
+
+async def outcome(call: Any) -> tuple[grpc.StatusCode, str, dict[str, Any]]:
+    try:
+        if hasattr(call, "__aiter__"):
+            async for _ in call:
+                pass
+        else:
+            await call
+    except grpc.aio.AioRpcError:
+        pass
+    return await call.code(), await call.details(), dict(await call.trailing_metadata())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_every_status_of_every_kind_of_call_passes_with_its_message_and_its_details(
+    kind: str, channel: grpc.aio.Channel
+) -> None:
+    text = "\t\ntest with whitespace\r\nand Unicode BMP ☺ and non-BMP 😈 100 %\t\n"  # the interop case special_status_message
+    for code in CODES:
+        call = begin(channel, kind, metadata=(("code", code.name), ("message-bin", text.encode())))
+        got, details, trailers = await outcome(call)
+        assert got is code
+        if code is not grpc.StatusCode.OK:
+            assert details == text
+            assert trailers["grpc-status-details-bin"] == b"\x00\x01\xfe"
+
+
+async def test_every_status_passes_to_a_client_with_threads(path: Relayed) -> None:
+    def ask() -> list[grpc.StatusCode]:
+        got = []
+        with grpc.insecure_channel(path.target, options=channel_options(LIMIT)) as channel:
+            for code in CODES:
+                try:
+                    channel.unary_unary(SERVICE + "UnaryCall")(b"a", metadata=(("code", code.name),))
+                    got.append(grpc.StatusCode.OK)
+                except grpc.RpcError as error:
+                    got.append(error.code())
+        return got
+
+    assert await asyncio.to_thread(ask) == CODES
+
+
+async def test_the_interop_cases_of_unary_and_streaming_calls(path: Relayed, channel: grpc.aio.Channel) -> None:
+    assert await channel.unary_unary(SERVICE + "EmptyCall")(b"") == b""
+    assert await channel.unary_unary(SERVICE + "UnaryCall")(bytes(271_828)) == bytes(271_828)
+    sizes = [31_415, 9, 2_653, 58_979]
+    streamed = channel.unary_stream(SERVICE + "StreamingOutputCall")(" ".join(map(str, sizes)).encode())
+    assert [len(reply) async for reply in streamed] == sizes
+    asked = channel.stream_unary(SERVICE + "StreamingInputCall")(messages(*map(bytes, (27_182, 8, 1_828, 45_904))))
+    assert await asked == b"27182 8 1828 45904"
+    call = channel.stream_stream(SERVICE + "FullDuplexCall")()
+    for size in sizes:  # ping_pong
+        await call.write(bytes(size))
+        assert len(await call.read()) == size
+    await call.done_writing()
+    assert await call.code() is grpc.StatusCode.OK
+    empty = channel.stream_stream(SERVICE + "FullDuplexCall")(messages())
+    assert [reply async for reply in empty] == []
+    for method in (SERVICE + "UnimplementedCall", "/grpc.testing.UnimplementedService/Call"):
+        assert (await outcome(channel.unary_unary(method)(b"")))[0] is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_custom_metadata_passes_both_ways_binary_too(path: Relayed, channel: grpc.aio.Channel) -> None:
+    sent = (("x-grpc-test-echo-initial", "v"), ("some-bin", bytes(range(256))), ("many", "1"), ("many", "2"))
+    call = channel.unary_unary(SERVICE + "UnaryCall")(b"", metadata=sent, timeout=30)
+    await call
+    assert path.service.metadata["some-bin"] == bytes(range(256))
+    assert path.service.metadata["user-agent"].startswith("grpc-python-asyncio")
+    assert dict(await call.initial_metadata())["x-grpc-test-echo-initial"] == "initial"
+    assert dict(await call.trailing_metadata())["x-grpc-test-echo-trailing-bin"] == b"\x0a\xff"
+    assert path.service.timeout is not None and 25 < path.service.timeout <= 30.1
+    await channel.unary_unary(SERVICE + "UnaryCall")(b"")
+    assert path.service.timeout is None
+
+
+async def test_a_call_is_cancelled_before_and_after_its_first_answer(path: Relayed, channel: grpc.aio.Channel) -> None:
+    begun = channel.stream_unary(SERVICE + "StreamingInputCall")()
+    begun.cancel()
+    assert await begun.code() is grpc.StatusCode.CANCELLED
+    call = channel.unary_stream(SERVICE + "StreamingOutputCall")(b"10", metadata=(("wait", "60"),))
+    assert await call.read() == bytes(10)
+    call.cancel()
+    assert await call.code() is grpc.StatusCode.CANCELLED
+    await until(lambda: path.service.cancelled == 1)
+    late = channel.unary_unary(SERVICE + "UnaryCall")(b"", metadata=(("wait", "60"),), timeout=0.1)
+    assert (await outcome(late))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: path.service.cancelled == 2)
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_compressed_calls_pass_compressed(path: Relayed, compression: grpc.Compression) -> None:
+    async with grpc.aio.insecure_channel(path.target, options=channel_options(LIMIT), compression=compression) as channel:
+        await channel.unary_unary(SERVICE + "EmptyCall")(b"")
+        splice = next(iter(path.relay.pairs)).splice
+        passed, receive = [0, 0], splice.receive
+
+        def counted(index: int, data: bytes) -> None:
+            passed[index] += len(data)
+            receive(index, data)
+
+        splice.receive = counted  # type: ignore[method-assign]
+        assert await channel.unary_unary(SERVICE + "UnaryCall")(b"zip " + bytes(500_000)) == b"zip " + bytes(500_000)
+    assert max(passed) < 10_000  # half a megabyte of zeros
+
+
+async def test_messages_around_64_kib_and_of_3_mb_pass(channel: grpc.aio.Channel) -> None:
+    for size in (65_529, 65_530, 65_531, 65_535, 65_536, 65_537, 131_072, 3_000_000):
+        content = os.urandom(size)
+        assert await channel.unary_unary(SERVICE + "UnaryCall")(content) == content
+
+
+async def test_a_reader_that_is_slow_stalls_the_writer_and_the_relay_keeps_little(path: Relayed) -> None:
+    async with aio_channel(path.target, LIMIT) as channel:
+        call = channel.stream_stream(SERVICE + "FullDuplexCall")()
+        written = 0
+
+        async def write() -> None:
+            nonlocal written
+            while True:
+                await call.write(bytes(100_000))
+                written += 1
+
+        writer = asyncio.create_task(write())
+        before = -1
+        while before != written or not written:  # nobody reads the answers: it must come to a stop
+            before = written
+            await asyncio.sleep(0.3)
+        pair = next(iter(path.relay.pairs))
+        kept = sum(len(way.waiting) for stream in pair.splice.streams.values() for way in stream.ways)
+        sockets = [side.transport.get_write_buffer_size() for side in (pair.client, pair.server) if side.transport]
+        assert kept + sum(sockets) < 8 << 20
+        writer.cancel()
+        call.cancel()
+
+
+class Held:
+    """Holds what it is told to until it is let go."""
+
+    kind: Kind = "forwarded"
+    order: Order = "overtake"
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.count = 0
+
+    def request(self, frame: Frame, message: bytes) -> Awaitable[Forward]:
+        self.count += 1
+
+        async def wait() -> Forward:
+            await self.gate.wait()
+            return Forward(oip.replace_payloads(message, [b"longer" * 20_000]), "changed", 1)
+
+        return wait()
+
+    async def close(self) -> None:
+        return
+
+
+class Inference(TestService):
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        return (
+            grpc.unary_unary_rpc_method_handler(self.infer)
+            if details.method == oip.path(oip.INFER)
+            else super().service(details)
+        )
+
+    async def infer(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        frame = oip.unpack_request(request)
+        self.peers[frame.id] = len(frame.payloads[0])
+        return oip.pack_reply(Reply(id=frame.id))
+
+
+def frame(name: str, payload: bytes = b"abc") -> bytes:
+    return oip.pack_request(Frame(id=name, payloads=(payload,), codec="float16", shape=(1,)))
+
+
+async def test_300_held_calls_are_cancelled_and_a_later_one_is_let_go(tmp_path: Path) -> None:
+    addon = Held()
+    async with relayed(tmp_path, Inference(), addon) as path, aio_channel(path.target, LIMIT) as channel:
+        infer = channel.unary_unary(oip.path(oip.INFER))
+        for number in range(300):
+            call = infer(frame(f"r/c/{number}", bytes(20_000)))
+            await until(lambda number=number: addon.count == number + 1)
+            call.cancel()
+        late = infer(frame("r/c/300"), timeout=0.1)
+        assert (await outcome(late))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert await channel.unary_unary(SERVICE + "UnaryCall")(bytes(300_000)) == bytes(300_000)
+        last = asyncio.ensure_future(infer(frame("r/c/301")))
+        await until(lambda: addon.count == 302)
+        addon.gate.set()
+        assert oip.unpack_reply(await last).id == "r/c/301"
+        assert path.service.peers == {"r/c/301": 120_000}
+        rows = [(row["event"], row["id"]) for row in read(path.books)]
+        assert rows == [("sent", "r/c/301"), ("answered", "r/c/301")]
+        await until(lambda: path.relay.books.room == 256 << 20)
+
+
+async def test_a_server_that_comes_back_is_reached_by_new_connections(tmp_path: Path) -> None:
+    async with relayed(tmp_path, TestService()) as path, aio_channel(path.target, LIMIT) as channel:
+        assert await channel.unary_unary(SERVICE + "UnaryCall")(b"1") == b"1"
+        await path.server.stop(None)
+        call = channel.unary_unary(SERVICE + "UnaryCall")(b"2")
+        code, details, _ = await outcome(call)
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert path.relay.upstream not in details
+        again = grpc.aio.server()
+        again.add_generic_rpc_handlers((TestService(),))
+        assert again.add_insecure_port(path.relay.upstream)
+        await again.start()
+        assert await channel.unary_unary(SERVICE + "UnaryCall")(b"3", wait_for_ready=True, timeout=30) == b"3"
+        await again.stop(None)
+
+
+async def test_no_status_is_wrong_in_300_calls_rejected_cancelled_and_late_ones_too(path: Relayed) -> None:
+    assert not await wrong_statuses(path.target, 300)
+
+
+@pytest.mark.long
+async def test_no_status_is_wrong_in_3000_calls(path: Relayed) -> None:
+    assert not await wrong_statuses(path.target, 3000, at_once=32, seed=1)
+
+
+async def until(condition: Any) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("not within 30 s")
