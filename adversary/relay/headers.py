@@ -9,6 +9,7 @@ decodes the values that are asked for and skips the others: 5 us where the decod
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
@@ -157,6 +158,7 @@ def _plain(value: bytes, coded: bool) -> bytes:
         raise H2Error(COMPRESSION_ERROR, f"expected a Huffman-coded value, got {error!r}") from error
 
 
+@lru_cache(maxsize=128)
 def status_of(block: bytes) -> tuple[int | None, str]:
     """(gRPC's code, its message) of a response's last header block; None where it has none. Raises H2Error."""
     found = pick(block, (b"grpc-status", b"grpc-message"))
