@@ -33,6 +33,8 @@ SILENCE_S = 30.0
 CONNECT_S = 10.0
 HIGH_WATER = 1 << 20
 """bytes that wait in a socket before the other side is not read any more"""
+TLS_GOODBYE_S = 0.2
+"""how long a peer has to answer the end of TLS: gRPC's do not"""
 TLS_HANDSHAKE = 0x16
 """the first byte of TLS"""
 
@@ -70,8 +72,10 @@ class Relay:
         host, port = split_address(address)
         loop = asyncio.get_running_loop()
         try:
-            context = None if self.intercepting is None else self.intercepting.context
-            self._server = await loop.create_server(lambda: Pair(self).client, host, port, backlog=1024, ssl=context)
+            secure: dict[str, Any] = {}
+            if self.intercepting is not None:
+                secure = {"ssl": self.intercepting.context, "ssl_shutdown_timeout": TLS_GOODBYE_S}
+            self._server = await loop.create_server(lambda: Pair(self).client, host, port, backlog=1024, **secure)
         except OSError as error:
             raise OSError(f"cannot listen on {address}: is the port in use? Choose another --listen ({error})") from error
         return int(self._server.sockets[0].getsockname()[1])
@@ -181,7 +185,8 @@ class Pair:
             asked = None
             if relay.intercepting is not None and self.client.transport is not None:
                 asked = relay.intercepting.name_of(self.client.transport.get_extra_info("ssl_object"))
-            secure = {"ssl": relay.tls.context([ALPN]), "server_hostname": relay.tls.name or asked or host}
+            name = relay.tls.name or asked or host
+            secure = {"ssl": relay.tls.context([ALPN]), "server_hostname": name, "ssl_shutdown_timeout": TLS_GOODBYE_S}
         try:
             async with asyncio.timeout(CONNECT_S):
                 await asyncio.get_running_loop().create_connection(lambda: self.server, host, port, **secure)

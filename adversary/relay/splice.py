@@ -63,6 +63,19 @@ class Lane:
         self.have = self.need = 0
         self.block: tuple[int, int, int, bytearray, bytearray] | None = None
         """(stream, type, flags, block, frames) of a header block that goes on in CONTINUATION frames"""
+        self._early: Out = []
+
+    def say(self, frames: Out) -> None:
+        """Frames of the relay's own to the receiver: behind the sender's first SETTINGS, with which a connection begins."""
+        if self.next == h2.SETTINGS:
+            self._early += frames
+        else:
+            self.out += frames
+
+    def settled(self) -> Out:
+        """The first SETTINGS pass: what may follow them."""
+        early, self._early = self._early, []
+        return early
 
 
 class Splice:
@@ -167,7 +180,7 @@ class Splice:
                     raise
                 ends = self._failed(stream, error)
                 self._stray(lane, number, n)
-                self.lanes[1 - lane.index].out += ends[1 - lane.index]
+                self.lanes[1 - lane.index].say(ends[1 - lane.index])
                 return ends[lane.index]
         empty = way.empty
         if pieces is None and not way.waiting and (empty or not way.ended) and way.window.fits(n) and lane.window.fits(n):
@@ -324,7 +337,7 @@ class Splice:
             return
         if failure is not None and lane.index == ASK:
             for towards, frames in zip(self.lanes, self._failed(stream, failure), strict=True):
-                towards.out += frames
+                towards.say(frames)
             self._wake()
             return
         if failure is not None:
@@ -495,7 +508,7 @@ class Splice:
         if not first and not any(name == h2.HEADER_TABLE_SIZE for name, _ in pairs):
             return None
         rest = [pair for pair in pairs if pair[0] != h2.HEADER_TABLE_SIZE]
-        return [h2.pack_settings([(h2.HEADER_TABLE_SIZE, 0), *rest])]
+        return [h2.pack_settings([(h2.HEADER_TABLE_SIZE, 0), *rest]), *lane.settled()]
 
     def _window_update(self, lane: Lane, number: int, _: int, __: int, frame: memoryview) -> Out | None:
         n = h2.word(frame[9:], "WINDOW_UPDATE") & MAX_WINDOW
@@ -580,14 +593,14 @@ class Splice:
 
     def _credit(self, lane: Lane, stream: Stream | None, way: Way | None) -> None:
         """Grants the sender what it is due."""
-        back = self.lanes[1 - lane.index].out
+        back = self.lanes[1 - lane.index]
         floor = 0
         if stream is not None and way is not None:
             floor = way.reader.missing if way.reader is not None else 0
             if not way.ended and (due := way.window.due(way.keeping, floor)):
-                back.append(h2.window_update(stream.number, due))
+                back.say([h2.window_update(stream.number, due)])
         if due := lane.window.due(lane.keeping, floor + CONNECTION_FLOOR):
-            back.append(h2.window_update(0, due))
+            back.say([h2.window_update(0, due)])
 
     # -- ends --------------------------------------------------------------------------------------------------------------
 

@@ -369,3 +369,17 @@ async def test_a_server_that_goes_away_loses_what_it_did_not_take(tmp_path: Path
     await asyncio.sleep(0)
     assert addon.gates["r/c/3"].cancelled()
     line.splice.close("over")
+
+
+async def test_a_client_that_does_not_wait_for_the_servers_settings_has_them_first(tmp_path: Path) -> None:
+    """Kept messages are credited before the server has said a word: its SETTINGS come before that."""
+    line = Line(Changing(7), tmp_path)
+    line.ask(1, STREAM)
+    line.client.h2.send_data(1, message(frame("r/c/0", bytes(60_000)))[:16_384])
+    line.client.h2.send_data(1, message(frame("r/c/0", bytes(60_000)))[16_384:32_768])
+    line.client.h2.send_data(1, message(frame("r/c/0", bytes(60_000)))[32_768:45_000])
+    line.splice.receive(ASK, line.client.h2.data_to_send())
+    assert not line.splice.lanes[ANSWER].out
+    line.client.h2.send_data(1, message(frame("r/c/0", bytes(60_000)))[45_000:])
+    line.run()
+    assert len(payloads(line.server.got[1])[0]) == 60_007
