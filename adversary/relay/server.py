@@ -128,7 +128,10 @@ class Side(asyncio.Protocol):
 
     def write(self, chunks: list[Any]) -> None:
         if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+            if len(chunks) == 1:
+                self.transport.write(chunks[0])
+            else:
+                self.transport.writelines(chunks)
 
     def end(self, at_once: bool = False) -> None:
         if self.transport is not None:

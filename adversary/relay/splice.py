@@ -192,7 +192,8 @@ class Splice:
         out: Out = []
         way.window.received(n)
         lane.window.received(n)
-        self._put(lane, stream, way, payload if pieces is None else b"".join(pieces), out)
+        content = payload if pieces is None else pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._put(lane, stream, way, content, out)
         keeping = way.reader.keeping if way.reader is not None else 0
         lane.keeping += keeping - way.keeping
         way.keeping = keeping
@@ -269,31 +270,32 @@ class Splice:
         assert call is not None and reader is not None
         compressed, size = reader.compressed, len(message)
         plain = self._plain(lane, stream, message)
-        asis = b"".join(prefixed(message, compressed))
         call.settle()
         passage = call.frame_of(plain, self._addon()) if lane.index == ASK else call.answer(plain, now_ns())
         if passage is None or plain is None:
             self._free(stream, size)
-            return asis, True
+            return b"".join(prefixed(message, compressed)), True
         decision = passage.asked(plain) if lane.index == ASK else self._answered(passage, plain)
         encoding = call.encoding(lane.index == ANSWER) if compressed else b""
 
-        def packed(forward: Forward) -> bytes:
+        def changed(forward: Forward) -> bytes | None:
             onward = passage.onward(forward.message) if lane.index == ASK else forward.message
             if onward is plain:
-                return asis
-            changed = compress(onward, encoding) if compressed else onward
-            return b"".join(prefixed(changed, compressed))
+                return None
+            return b"".join(prefixed(compress(onward, encoding) if compressed else onward, compressed))
+
+        def packed(forward: Forward) -> bytes:
+            return changed(forward) or b"".join(prefixed(message, compressed))
 
         keep = passage.keeps_order
         if isinstance(decision, Forward):
-            content = packed(decision)
             if not (keep and way.turns):
+                content = changed(decision)
                 self._goes(lane, stream, passage)
                 self._free(stream, size)
-                return content, content is asis
+                return content or b"".join(prefixed(message, compressed)), content is None
             turn = Turn(passage, size)
-            turn.content = content
+            turn.content = packed(decision)
             way.turns.append(turn)
             return None, False
         turn = Turn(passage, size)
