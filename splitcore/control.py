@@ -40,6 +40,8 @@ MAX_BODIES_BYTES = 128 << 20
 UNDER_V2 = "/v2/"
 """paths of the Open Inference Protocol, which has a form of its own for errors"""
 MAX_CONNECTIONS = 64
+MAX_FAULTS = 20
+"""mistakes of a body that are told"""
 PATIENCE_S = 10.0
 """a request arrives whole within this time, or its connection is closed: idle sockets must not use up the limit"""
 LOCAL_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -98,12 +100,15 @@ class Guard:
             raise RuntimeError(f"expected http, got {scope['type']}: the control plane has no other protocol")
         headers = [(name, value.decode("latin-1")) for name, value in scope["headers"]]
         refusal = self._refusal(headers)
-        if refusal is not None:
-            await problem(scope["path"], *refusal)(scope, receive, send)
-            return
         body = bytearray()
         try:
-            await self._serve(scope, receive, send, body)
+            if refusal is not None:
+                await problem(scope["path"], *refusal)(scope, receive, send)
+            else:
+                await self._serve(scope, receive, send, body)
+        except h11.LocalProtocolError:
+            # what followed on the connection was no request, and has been answered 400: nobody is there to answer any more
+            pass
         finally:
             self._held -= len(body)
 
@@ -168,7 +173,7 @@ def control_app(
     async def refuse(request: Request, error: RequestValidationError) -> Response:
         # FastAPI's own answer repeats the input, and fails with 500 on what JSON can carry in but not out again: NaN
         # and lone surrogates, in names too. So no input, and everything but ASCII escaped.
-        detail = [{key: fault[key] for key in ("type", "loc", "msg")} for fault in error.errors()]
+        detail = [{key: fault[key] for key in ("type", "loc", "msg")} for fault in error.errors()[:MAX_FAULTS]]
         return problem(request.url.path, 422, detail)
 
     @app.exception_handler(StarletteHTTPException)
@@ -206,16 +211,24 @@ def journal_response(*paths: Path, run: str | None = None) -> StreamingResponse:
 
 
 class _Impatient(H11Protocol):
-    """uvicorn's protocol, which alone would wait for ever for the rest of a request."""
+    """uvicorn's protocol, which alone would wait for ever for the rest of a request, and refuse newcomers meanwhile.
+
+    At the limit the one goes that has kept us waiting longest, with its request or with reading its answer: a crowd that says
+    nothing keeps nobody out. Where all are at work, a request more is answered 503.
+    """
 
     def __init__(self, *arguments: Any, patience_s: float, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._patience_s = patience_s
         self._deadline: asyncio.TimerHandle | None = None
+        self._since = 0.0
+        """when it began to keep us waiting"""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._expect()
+        if len(self.connections) >= MAX_CONNECTIONS:
+            self._make_room()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -230,12 +243,25 @@ class _Impatient(H11Protocol):
         self._relax()
         super().connection_lost(exc)
 
+    def _make_room(self) -> None:
+        others = (other for other in self.connections if isinstance(other, _Impatient) and other is not self)
+        idle = [other for other in others if other._keeps_us_waiting() and not other.transport.is_closing()]
+        if idle:
+            longest = min(idle, key=lambda other: other._since)
+            # out of the count now: it is told that it is lost only after the newcomer's request
+            self.connections.discard(longest)
+            longest.transport.abort()
+
+    def _keeps_us_waiting(self) -> bool:
+        return self._deadline is not None or self.flow.write_paused
+
     def _whole(self) -> bool:
         return self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
 
     def _expect(self) -> None:
         self._relax()
         if not self._whole() and not self.transport.is_closing():
+            self._since = self.loop.time()
             self._deadline = self.loop.call_later(self._patience_s, self.transport.abort)
 
     def _relax(self) -> None:
@@ -277,7 +303,8 @@ async def serving(
         lifespan="off",
         log_level="warning",
         timeout_graceful_shutdown=2,
-        limit_concurrency=MAX_CONNECTIONS,
+        # those that were told to go are counted until they have gone
+        limit_concurrency=2 * MAX_CONNECTIONS,
     )
     if tls is not None:
         config.ssl_certfile, config.ssl_keyfile = tls.certificate, str(tls.key)

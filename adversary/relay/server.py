@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 MAX_KEPT_BYTES = 256 << 20
 """of messages that are kept for addons, over all connections; more pass at once, and the books say `full`"""
 MAX_CONNECTIONS = 4096
-"""more are closed at once"""
+"""at this many the one without a call that has waited longest goes for a newcomer; where all have calls, the newcomer goes"""
 SILENCE_S = 30.0
 """how long a client may be connected without a word: it has no connection to the server yet"""
 CONNECT_S = 10.0
@@ -54,7 +54,10 @@ class Relay:
         self.upstream = upstream
         self.tls, self.intercepting = tls, intercepting
         self.books = Books(ledger, telemetry, MAX_KEPT_BYTES, form=form, correlates=correlates, calls=calls or Calls("server"))
-        self.pairs: set[Pair] = set()
+        self.pairs: dict[Pair, None] = {}
+        """in the order in which they came"""
+        self.turned_away = 0
+        """connections closed because there were too many"""
         self._server: asyncio.Server | None = None
 
     @property
@@ -79,6 +82,18 @@ class Relay:
         except OSError as error:
             raise OSError(f"cannot listen on {address}: is the port in use? Choose another --listen ({error})") from error
         return int(self._server.sockets[0].getsockname()[1])
+
+    def make_room(self) -> bool:
+        """Closes the oldest connection that has no call; False where there is none. Told once: a crowd writes no log."""
+        if not self.turned_away:
+            log.warning("expected at most %d connections, got more: those without a call are closed", MAX_CONNECTIONS)
+        self.turned_away += 1
+        # those that are about to speak are young: a crowd that is idle goes before them
+        idle = next((pair for pair in self.pairs if not pair.busy), None)
+        if idle is not None:
+            del self.pairs[idle]
+            idle.close("RESOURCE_EXHAUSTED: too many connections")
+        return idle is not None
 
     async def close(self, grace_s: float = 0.0) -> None:
         """No call begins any more; those that run have `grace_s` to end."""
@@ -155,14 +170,18 @@ class Pair:
     def made(self, side: Side) -> None:
         if side is self.server:
             return
-        if len(self._relay.pairs) >= MAX_CONNECTIONS:
-            log.warning("expected at most %d connections, got one more: closed", MAX_CONNECTIONS)
+        if len(self._relay.pairs) >= MAX_CONNECTIONS and not self._relay.make_room():
             self.client.end(at_once=True)
             return
-        self._relay.pairs.add(self)
+        self._relay.pairs[self] = None
         host, port, *_ = (self.client.transport and self.client.transport.get_extra_info("peername")) or ("", 0)
         self.splice.peer = joined(host, port)
         self._silence = asyncio.get_running_loop().call_later(SILENCE_S, self.client.end)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call runs on it, or it has begun to speak and is not connected yet."""
+        return bool(self.splice.streams) or self._opaque or (self._connecting is not None and not self._connecting.done())
 
     def other(self, side: Side) -> Side:
         return self.server if side is self.client else self.client
@@ -251,7 +270,7 @@ class Pair:
         self.splice.close("CANCELLED: the client went away" if client else "UNAVAILABLE: the connection to the server was lost")
         self._settle()
         if client:
-            self._relay.pairs.discard(self)
+            self._relay.pairs.pop(self, None)
             if self._silence is not None:
                 self._silence.cancel()
             if self._connecting is not None:
