@@ -147,9 +147,13 @@ class Prober:
         has them."""
         if not self._seen:
             return
+        said = self._reach.token()
+        metadata = None if said is None else (("authorization", said),)
         hello = [pack_hello(new_salt())] if b"lb_seal" in self._seen[0] else []
         with sync_channel(self._reach.upstream, tls=self._reach.tls) as channel:
-            call = channel.stream_stream(oip.path(oip.STREAM))(iter([*hello, *self._seen]), timeout=PATIENCE_S)
+            call = channel.stream_stream(oip.path(oip.STREAM))(
+                iter([*hello, *self._seen]), timeout=PATIENCE_S, metadata=metadata
+            )
             for reply in _answers(call, len(self._seen)):
                 self.tried["replay"] += 1
                 self._journal.append(_row("replay", getattr(reply, "id", ""), reply))
