@@ -124,6 +124,8 @@ class Phone:
                 raise failures.exceptions[0] from None
             finally:
                 _log.info("%s: %d streams lost, %d answers dropped", request.run, sender.losses, sender.dropped)
+                if sender.forged:
+                    _log.warning("%s: %d answers that the server did not seal were dropped", request.run, sender.forged)
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
