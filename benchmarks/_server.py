@@ -71,7 +71,18 @@ def serve(name: str, folder: Path) -> Iterator[Server]:
     test = load(recipe.dataset, "test")
     export(train(recipe, progress=False, device="cpu"), recipe, test, folder / name)
     artefact = Artefact(folder / name)
-    options = ["--artefact", str(folder / name), "--max-batch-size", "256", "--device", "cpu", "--threads", "1"]
+    options = [
+        "--artefact",
+        str(folder / name),
+        "--max-batch-size",
+        "256",
+        "--device",
+        "cpu",
+        "--tail",
+        "eager",
+        "--threads",
+        "1",
+    ]
     edge = Process("edge_server", folder / f"{name}-edge", options)
     try:
         target = edge.wait_ready()["grpc"]

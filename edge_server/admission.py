@@ -44,8 +44,7 @@ class Admission:
             if len(payload) > bound:
                 raise invalid(f"expected at most {bound} bytes a latent with codec {codec.name}, got {len(payload)}")
             payload_bytes += len(payload)
-        deadline_ns = None if frame.timeout_us is None else received_ns + frame.timeout_us * 1000
-        return Job(frame, codec, caller, received_ns, deadline_ns, payload_bytes, self.key)
+        return Job(frame, codec, caller, received_ns, payload_bytes=payload_bytes, model=self.key)
 
     def codec(self, name: str) -> Codec:
         """The codec of a canonical name, its parameters frozen for the artefact's latent. Raises Refused."""

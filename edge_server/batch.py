@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import grpc
 import numpy as np
@@ -36,19 +37,41 @@ class Done:
     output_ns: int = 0
 
 
-def decode(jobs: Sequence[Job]) -> F32:
-    """The latents [rows, *shape] of all jobs in order: one call a codec, then together. Raises CodecError."""
+class OnDevice(Protocol):
+    """A tail, in whatever runs it."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def kind(self) -> str:
+        """`eager`, `onnxruntime` and so on."""
+
+    def room(self, rows: int) -> F32 | None:
+        """Where so many latents may be put, so that the call need not copy them; None: too many. Used again by the next."""
+
+    def __call__(self, latents: F32) -> F32: ...
+
+    def warm_up(self) -> None: ...
+
+
+def decode(jobs: Sequence[Job], room: Callable[[int], F32 | None] = lambda rows: None) -> F32:
+    """The latents [rows, *shape] of all jobs in order: one call a codec, into `room` where there is some. Raises CodecError."""
+    rows = sum(job.rows for job in jobs)
+    latents = room(rows)
+    if latents is None:
+        latents = np.empty((rows, *jobs[0].codec.latent.shape), np.float32)
     if all(job.codec is jobs[0].codec for job in jobs):
-        return jobs[0].codec.decode([payload for job in jobs for payload in job.frame.payloads])
-    latents = np.empty((sum(job.rows for job in jobs), *jobs[0].codec.latent.shape), np.float32)
+        jobs[0].codec.decode_into([payload for job in jobs for payload in job.frame.payloads], latents)
+        return latents
     at, places = 0, dict[str, tuple[list[int], list[Job]]]()
     for job in jobs:
-        rows, members = places.setdefault(job.codec.name, ([], []))
-        rows.extend(range(at, at + job.rows))
+        where, members = places.setdefault(job.codec.name, ([], []))
+        where.extend(range(at, at + job.rows))
         members.append(job)
         at += job.rows
-    for rows, members in places.values():
-        latents[rows] = members[0].codec.decode([payload for job in members for payload in job.frame.payloads])
+    for where, members in places.values():
+        latents[where] = members[0].codec.decode([payload for job in members for payload in job.frame.payloads])
     return latents
 
 
@@ -58,7 +81,7 @@ class BatchComputer:
 
     def __init__(
         self,
-        tail: Callable[[F32], F32],
+        tail: OnDevice,
         log: ModelLog,
         *,
         model: str,
@@ -113,7 +136,7 @@ class BatchComputer:
     def _decoded(self, jobs: list[Job], done: Done) -> tuple[list[Job], F32]:
         """Those whose payloads are what their codec writes; the others get their answer in `done`."""
         try:
-            return jobs, decode(jobs)
+            return jobs, decode(jobs, self._tail.room)
         except CodecError:
             pass  # one payload spoils the call of all: find out whose
         good, parts = [], []

@@ -3,6 +3,8 @@ answers back to the loop with one call a batch. torch never runs on the event lo
 
 Every model has a queue of its own with all of the settings' room, so no batch mixes models and a flood for one refuses
 nothing of another. Models take turns by batches: one waits at most for a batch of each other.
+
+What a batch takes is learned from those before it, a model each, and decides who is refused because it would be late.
 """
 
 from __future__ import annotations
@@ -14,8 +16,13 @@ from collections import deque
 from collections.abc import Callable
 
 from edge_server.batch import Done
-from edge_server.queue import BatchQueue, BatchSettings, Job, Taken
+from edge_server.forecast import Forecast
+from edge_server.policy import BatchSettings
+from edge_server.queue import BatchQueue, Job, Taken
 from splitcore.telemetry.clock import now_ns as monotonic_ns
+
+LAG_MEMORY = 0.97
+"""what is left of a lag after another answer: the worst of the last few dozen counts, not the mean"""
 
 
 class Batcher:
@@ -34,11 +41,16 @@ class Batcher:
         self._compute, self._warm_up, self._on_done, self._now_ns = compute, warm_up, on_done, now_ns
         self._queues: dict[str, BatchQueue] = {}
         """by model, the one whose turn was longest ago first"""
+        self._forecasts: dict[str, Forecast] = {}
+        self._computing = ""
+        """the model of the batch that is computed now"""
+        self.lag_ns = 0.0
+        """from a batch's end to its answers' leaving, at the worst lately: they are promised no sooner"""
         self._changed = threading.Condition()
         self._tasks: deque[Callable[[], None]] = deque()
         self._emptied: dict[str, asyncio.Event] = {}
         """of the queues that are to be forgotten when they are empty"""
-        self._held = self._flushing = self._closing = False
+        self._held = self._flushing = self._closing = self._waiting = False
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._unanswered = 0
@@ -69,12 +81,38 @@ class Batcher:
             return (0, 0) if queue is None else (len(queue), queue.rows)
 
     def submit(self, job: Job) -> None:
-        """From the event loop. Raises Refused when its model's queue is full. Else `job.caller.answer` comes, once."""
+        """From the event loop. Raises Refused when its model's queue is full, or the request would be answered too late. Else
+        `job.caller.answer` comes, once."""
+        now_ns = self._now_ns()
         with self._changed:
-            self._queues.setdefault(job.model, BatchQueue(self.settings)).put(job)
-            self._changed.notify()
+            queue = self._queues.get(job.model)
+            if queue is None:
+                queue = self._queues[job.model] = BatchQueue(self.settings)
+                self._forecasts[job.model] = Forecast()
+            pushed_out = queue.put(job, now_ns, self._forecasts[job.model].line(now_ns), self._busy_ns(job.model, now_ns))
+            if self._waiting:
+                self._changed.notify()
         self._unanswered += 1
         self._idle.clear()
+        if pushed_out:
+            self._deliver(Done(job.model, list(pushed_out)))
+
+    def left(self, job: Job) -> None:
+        """From the event loop: an answer is on the wire."""
+        if job.tail_done_ns:  # it was computed
+            self.lag_ns = max(self._now_ns() - job.tail_done_ns, self.lag_ns * LAG_MEMORY)
+
+    def _busy_ns(self, model: str, now_ns: int) -> float:
+        """Until this model has the tail: the batch that is computed, and one of each other model that waits."""
+        size = self.settings.max_batch_size
+        computing = self._forecasts.get(self._computing)
+        left_ns = computing.left_ns(now_ns, size) if computing else 0.0
+        others = (
+            self._forecasts[other].line(now_ns).ns(min(queue.rows, size), size)
+            for other, queue in self._queues.items()
+            if other != model and len(queue)
+        )
+        return self.lag_ns + left_ns + sum(others)
 
     async def run(self, task: Callable[[], None]) -> None:
         """On the tail's thread, between two batches; what those before it gave is handed out when this returns.
@@ -110,6 +148,7 @@ class Batcher:
             await self.run(lambda: None)
         with self._changed:
             self._queues.pop(model, None)
+            self._forecasts.pop(model, None)
 
     def hold(self) -> None:
         """No batch leaves until `release`: batches form as a test wants them (TRITONSERVER_DELAY_SCHEDULER)."""
@@ -147,7 +186,9 @@ class Batcher:
         self._loop.call_soon_threadsafe(self._ready.set_result, None)
         while (taken := self._next()) is not None:
             if isinstance(taken, Taken):
-                self._loop.call_soon_threadsafe(self._deliver, self._compute(taken))
+                done = self._compute(taken)
+                self._forecasts[taken.model].end(self._now_ns())
+                self._loop.call_soon_threadsafe(self._deliver, done)
             else:
                 taken()
 
@@ -161,15 +202,26 @@ class Batcher:
                 if not waiting:
                     if self._closing:
                         return None
-                    self._changed.wait()
+                    self._wait(None)
                     continue
                 now_ns = self._now_ns()
                 wait_ns = {model: queue.due_ns() - now_ns for model, queue in waiting.items()}
                 for model, queue in waiting.items():
                     if wait_ns[model] <= 0 or self._flushing:
                         self._queues[model] = self._queues.pop(model)  # to the end of the row
-                        return queue.take(now_ns)
-                self._changed.wait(min(wait_ns.values()) / 1e9)
+                        forecast = self._forecasts[model]
+                        taken = queue.take(now_ns, forecast.line(now_ns))
+                        taken.model = model
+                        forecast.begin(taken.rows, now_ns)
+                        self._computing = model
+                        return taken
+                self._wait(min(wait_ns.values()) / 1e9)
+
+    def _wait(self, seconds: float | None) -> None:
+        """For `notify`, which costs whoever calls it, so nobody does while this thread computes."""
+        self._waiting = True
+        self._changed.wait(seconds)
+        self._waiting = False
 
     def _deliver(self, done: Done) -> None:
         for job, outcome in done.outcomes:

@@ -14,6 +14,7 @@ from edge_server.models import Model as Served
 from edge_server.queue import BatchSettings
 from edge_server.rest import LARGE_BODIES, add_rest
 from edge_server.service import InferenceService
+from edge_server.trial import Trial
 from splitcore.codec import CODECS, fit
 from splitcore.control import NDJSON, control_app, journal_response
 from splitcore.telemetry.exposition import serve_metrics
@@ -44,6 +45,8 @@ class Model(BaseModel):
     codecs: list[str] = Field(description="kinds of codec that this server decodes")
     outputs: list[Literal["scores", "label"]]
     device: str
+    tail: str = Field(description="the form of the tail: eager, onnxruntime and so on")
+    tails: list[Trial] = Field(description="the forms that were measured when it was loaded; none where one was asked for")
     threads: int
     ready: bool
     batching: BatchSettings
@@ -83,6 +86,8 @@ def edge_app(
             codecs=[codec().kind for codec in CODECS],
             outputs=["label"] if labels_only else ["scores", "label"],
             device=model.tail.device,
+            tail=model.tail.kind,
+            tails=list(model.trials),
             threads=threads,
             ready=service.accepting,
             batching=settings,

@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal
 
 import grpc
 
 from edge_server.admission import Admission
-from edge_server.batch import BatchComputer, Done
+from edge_server.batch import BatchComputer, Done, OnDevice
 from edge_server.metrics import Counts
 from edge_server.queue import Job, Taken
 from edge_server.refusal import Refused
+from edge_server.trial import Trial
 from splitcore.artefact import Artefact, agree
 from splitcore.errors import ArtefactError, HandshakeError
-from splitcore.latent import F32
 from splitcore.telemetry.context import METADATA
 from splitcore.wire import oip
 
@@ -30,17 +30,6 @@ MAX_SERVED = 32
 
 State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 """Triton's words"""
-
-
-class OnDevice(Protocol):
-    """A tail, in torch or in ONNX Runtime."""
-
-    @property
-    def device(self) -> str: ...
-
-    def __call__(self, latents: F32) -> F32: ...
-
-    def warm_up(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,6 +45,8 @@ class Model:
     admission: Admission
     counts: Counts
     """of all artefacts that were this version of the model"""
+    trials: tuple[Trial, ...] = ()
+    """the forms of the tail that were measured when it was loaded"""
 
     @property
     def name(self) -> str:

@@ -20,19 +20,20 @@ from edge_server.access import Access, Interceptor, load_tokens
 from edge_server.admission import Admission
 from edge_server.batch import BatchComputer
 from edge_server.batcher import Batcher
+from edge_server.choose_tail import Where, choose, record
 from edge_server.control import edge_app
 from edge_server.describe import Describe
 from edge_server.live import live_edge
 from edge_server.log import ServerLog
 from edge_server.metrics import Counts, Metrics
-from edge_server.models import Model, Models, OnDevice
-from edge_server.onnx_tail import OnnxTail
-from edge_server.queue import BatchSettings
+from edge_server.models import Model, Models
+from edge_server.policy import BatchSettings
 from edge_server.reflection import add_reflection
 from edge_server.repository import Repository, Shelf, VersionPolicy
 from edge_server.seals import Seals
 from edge_server.service import InferenceService
-from edge_server.tail import Tail, default_threads
+from edge_server.tail import default_threads
+from edge_server.trial import TailKind
 from splitcore.artefact import Artefact
 from splitcore.control import load_token, serving
 from splitcore.errors import ArtefactError, SecurityError
@@ -47,7 +48,7 @@ from splitcore.wire.channel import MAX_SERVER_CALLS, add_port, server_options, s
 from splitcore.wire.server import aio_server
 from splitcore.wire.tls import ServerTls
 
-LOG_FILE = "server.jsonl"
+LOG_FILE, TAIL_FILE = "server.jsonl", "tail.json"
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -74,6 +75,8 @@ class EdgeConfig:
     device: str = "auto"
     threads: int = 0
     """0: half the cores"""
+    tail: TailKind = "auto"
+    """which form of the tails; auto: the fastest, by measurement at load"""
     labels_only: bool = False
     tls: ServerTls | None = None
     """of the data plane; None: clear text"""
@@ -86,6 +89,8 @@ class EdgeConfig:
     trust: tuple[str, ...] = ()
     """modules or files whose code may build an artefact's tail"""
     batching: BatchSettings = field(default_factory=BatchSettings)
+    drain_delay_s: float = 0.0
+    """how long the server goes on taking requests after it said NOT_SERVING, so that load balancers stop sending any"""
     grace_s: float = 3.0
     """how long clients have to half-close their streams at the end"""
 
@@ -194,12 +199,9 @@ class EdgeServer:
     def _model(self, artefact: Artefact, version: str, key: str) -> Model:
         """On a loader's thread. Raises ArtefactError; ValueError for a device that is not there."""
         config, size = self.config, self.config.batching.max_batch_size
-        name, threads = artefact.manifest.name, self._threads
-        tail: OnDevice
-        if artefact.manifest.tail.net == "onnx":
-            tail = OnnxTail(artefact, device=config.device, threads=threads, max_batch_size=size)
-        else:
-            tail = Tail(artefact, device=config.device, threads=threads, max_batch_size=size, trusted=config.trust)
+        name = artefact.manifest.name
+        where = Where(artefact, config.device, self._threads, size, config.trust, config.state / "tails")
+        tail, trials = choose(config.tail, where)
         computer = BatchComputer(
             tail,
             self._log.of(name, version),
@@ -216,11 +218,17 @@ class EdgeServer:
             tail=tail,
             computer=computer,
             admission=Admission(artefact, key, labels_only=config.labels_only),
+            trials=trials,
             counts=self._models.counted.get((name, version)) or Counts(),
         )
 
     async def _changed(self) -> None:
         """The table of models is another one."""
+        record(
+            self.config.state / TAIL_FILE,
+            {f"{model.name}/{model.version}": model.trials for model in self._models},
+            self._threads,
+        )
         self._log.with_model = self._log.with_model or len(self._models.counted) > 1
         if not self.service.draining:
             for name in {name for name, _ in self._models.states}:
@@ -229,8 +237,10 @@ class EdgeServer:
     async def drain(self) -> None:
         """Answers what was accepted, refuses what comes now, and closes everything."""
         grace_s = self.config.grace_s
-        self.service.draining = True
+        self.service.leaving = True
         await self._set_health(NOT_SERVING)
+        await asyncio.sleep(self.config.drain_delay_s)
+        self.service.draining = True
         await self.batcher.flush()
         with contextlib.suppress(TimeoutError):
             # a client that does not read its answers is not waited for

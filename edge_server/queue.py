@@ -1,43 +1,25 @@
-"""Which requests go into the next batch. Arithmetic only: no thread, no clock, no socket.
+"""Which requests go into the next batch of one model. Arithmetic only: no thread, no clock, no socket.
 
-The names and their meanings are those of Triton's dynamic batcher (model_config.proto, ModelDynamicBatching and
-ModelQueuePolicy), except that `max_queue_size` counts rows, because a request here carries 1 to 4096 of them.
+Levels of priority, strictly one before the other; within a level, fairly by client (fair.py). A request that cannot be answered
+within its deadline is refused when it comes, by what waits before it and what a batch takes (forecast.py), and looked at again
+when its batch is formed. Settings and their meanings are in policy.py.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-import grpc
-
-from edge_server.refusal import Refused
+from edge_server.fair import FairQueue
+from edge_server.forecast import NOTHING, Line
+from edge_server.policy import BatchSettings, QueuePolicy
+from edge_server.refusal import Refused, full, too_late
 from splitcore.codec import Codec
 from splitcore.frame import Frame, Reply
 
-
-@dataclass(frozen=True, kw_only=True)
-class BatchSettings:
-    """How requests wait, and how many of them are computed at once."""
-
-    max_batch_size: int = 64
-    """rows computed at once at most; a request with more is computed in slices"""
-    max_queue_delay_microseconds: int = 0
-    """how long the oldest request waits for others; 0: whatever is queued goes the moment the tail is free"""
-    max_queue_size: int = 4096
-    """rows that may wait; a request above that is refused at once"""
-    max_queue_bytes: int = 512 << 20
-    """bytes of payload that may wait, so that large latents cannot take the memory that `max_queue_size` rows would"""
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_queue_size", "max_queue_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} of 1 or more, got {getattr(self, name)}")
-        if self.max_queue_delay_microseconds < 0:
-            delay = self.max_queue_delay_microseconds
-            raise ValueError(f"expected max_queue_delay_microseconds of 0 or more, got {delay}")
-
+__all__ = ["BatchQueue", "BatchSettings", "Caller", "Job", "Outcome", "QueuePolicy", "Taken"]
 
 Outcome: TypeAlias = Reply | Refused
 
@@ -47,6 +29,7 @@ class Caller(Protocol):
 
     gone: bool
     """set when the call has ended: nobody will read the answer"""
+
     identity: str
     """who asks: a token's name, a certificate's, or a connection; fairness goes by it"""
     trace: str
@@ -65,9 +48,12 @@ class Job:
     caller: Caller
     received_ns: int
     deadline_ns: int | None = None
+    """when its answer is worth nothing any more: the call's own deadline, or its timeout where that refuses"""
     payload_bytes: int = 0
     model: str = ""
     """the key of the model that it goes to (`Model.key`): the frame itself may leave names and version out"""
+    delayed_ns: int | None = None
+    """when it goes behind the others: its timeout, where that delays"""
     dequeued_ns: int = 0
     decoded_ns: int = 0
     tail_done_ns: int = 0
@@ -86,70 +72,177 @@ class Taken:
     cancelled: list[Job] = field(default_factory=list)
     model: str = ""
 
+    @property
+    def rows(self) -> int:
+        return sum(job.rows for job in self.batch)
+
+
+class Level:
+    """What waits at one level of priority."""
+
+    def __init__(self, policy: QueuePolicy) -> None:
+        self.policy = policy
+        self.waiting: FairQueue[Job] = FairQueue()
+        self.delayed: deque[Job] = deque()
+        """their timeouts have passed: behind everything of this level, before the next one"""
+        self.delayed_rows = self.delayed_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.delayed)
+
+    @property
+    def rows(self) -> int:
+        return self.waiting.rows + self.delayed_rows
+
+    @property
+    def bytes(self) -> int:
+        return self.waiting.payload_bytes + self.delayed_bytes
+
+    def head(self) -> Job | None:
+        return self.waiting.head() or (self.delayed[0] if self.delayed else None)
+
+    def pop(self) -> Job:
+        if len(self.waiting):
+            return self.waiting.pop()
+        job = self.delayed.popleft()
+        self.delayed_rows -= job.rows
+        self.delayed_bytes -= job.payload_bytes
+        return job
+
+    def delay(self, job: Job) -> None:
+        job.delayed_ns = None
+        self.delayed.append(job)
+        self.delayed_rows += job.rows
+        self.delayed_bytes += job.payload_bytes
+
 
 class BatchQueue:
-    """One model's requests: first come, first served. `put` and `take` are called under the batcher's lock."""
+    """One model's requests. `put` and `take` are called under the batcher's lock."""
 
     def __init__(self, settings: BatchSettings) -> None:
         self.settings = settings
-        self.rows = self.bytes = 0
-        self._jobs: deque[Job] = deque()
+        self._levels = tuple(map(Level, settings.policies))
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return sum(map(len, self._levels))
 
-    def put(self, job: Job) -> None:
-        """Raises Refused at once when there is no room."""
+    @property
+    def rows(self) -> int:
+        return sum(level.rows for level in self._levels)
+
+    @property
+    def bytes(self) -> int:
+        return sum(level.bytes for level in self._levels)
+
+    def put(self, job: Job, now_ns: int = 0, line: Line = NOTHING, busy_ns: float = 0.0) -> list[tuple[Job, Refused]]:
+        """Whose requests made room for this one, and what to tell them. Raises Refused at once when there is no room, or no
+        time: `busy_ns` are until the tail is free, then each batch takes what `line` says."""
         settings = self.settings
-        if self.rows + job.rows > settings.max_queue_size or self.bytes + job.payload_bytes > settings.max_queue_bytes:
-            raise Refused(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                "REJECTED_FULL",
-                f"Exceeds maximum queue size: {self.rows} rows ({self.bytes} bytes) wait, {job.rows} more "
-                f"({job.payload_bytes} bytes) would pass max_queue_size {settings.max_queue_size} rows or "
-                f"{settings.max_queue_bytes} bytes: ask again later, or with fewer rows",
-            )
-        self._jobs.append(job)
-        self.rows += job.rows
-        self.bytes += job.payload_bytes
+        at = settings.level(job.frame.priority)
+        level = self._levels[at]
+        timeout_us = level.policy.timeout_us(job.frame.timeout_us)
+        if timeout_us is not None:
+            until_ns = job.received_ns + timeout_us * 1000
+            if level.policy.timeout_action == "DELAY":
+                job.delayed_ns = until_ns
+            else:
+                job.deadline_ns = until_ns if job.deadline_ns is None else min(job.deadline_ns, until_ns)
+        client = job.caller.identity
+        if job.deadline_ns is not None:
+            before = sum(above.rows for above in self._levels[:at]) + level.waiting.before(client, job.rows)
+            answered_ns = now_ns + busy_ns + line.ns(before + job.rows, settings.max_batch_size)
+            if line is not NOTHING and answered_ns > job.deadline_ns:
+                raise too_late(
+                    f"{before} rows wait before it, so it would take {(answered_ns - job.received_ns) / 1e3:.0f} us",
+                    (job.deadline_ns - job.received_ns) // 1000, settings.status,
+                )  # fmt: skip
+        over_rows = level.rows + job.rows - level.policy.max_queue_size
+        over_bytes = self.bytes + job.payload_bytes - settings.max_queue_bytes
+        out = level.waiting.make_room(client, job, over_rows, over_bytes)
+        if out is None:
+            drained_ns = busy_ns + line.ns(level.rows, settings.max_batch_size)
+            raise full(
+                f"{level.rows} rows ({self.bytes} bytes) wait, {job.rows} more ({job.payload_bytes} bytes) would pass "
+                f"max_queue_size {level.policy.max_queue_size} rows or {settings.max_queue_bytes} bytes",
+                drained_ns, settings.status,
+            )  # fmt: skip
+        level.waiting.put(client, job)
+        return [(one, _pushed_out(one, settings)) for one in out]
 
     def due_ns(self) -> int:
-        """When the next batch should leave: at once when it is full, else when its oldest request has waited enough."""
-        if self.rows >= self.settings.max_batch_size:
+        """When the next batch should leave: at once when it is full or of a preferred size, else when its oldest request has
+        waited enough."""
+        settings = self.settings
+        enough = min(settings.preferred_batch_size, default=settings.max_batch_size)
+        if not settings.max_queue_delay_microseconds or self.rows >= enough:
             return 0
-        return self._jobs[0].received_ns + self.settings.max_queue_delay_microseconds * 1000
+        oldest_ns = min(job.received_ns for job in self._oldest())
+        return oldest_ns + settings.max_queue_delay_microseconds * 1000
 
-    def take(self, now_ns: int) -> Taken:
-        """Whole requests from the front, as many as fit; one that fits no batch goes alone.
+    def take(self, now_ns: int, line: Line = NOTHING) -> Taken:
+        """Whole requests, as many as fit; one that fits no batch goes alone.
 
-        Those whose deadline has passed, or whose caller has gone, leave too, but not into the batch.
+        Those whose caller has gone, or that would be answered too late, leave too, but not into the batch; and the batch ends
+        where one more would make another late.
         """
-        taken, rows = Taken(model=self._jobs[0].model if self._jobs else ""), 0
-        while self._jobs:
-            job = self._jobs[0]
-            alive = not job.caller.gone and (job.deadline_ns is None or now_ns < job.deadline_ns)
-            if alive and rows and rows + job.rows > self.settings.max_batch_size:
-                break
-            self._jobs.popleft()
-            self.rows -= job.rows
-            self.bytes -= job.payload_bytes
+        taken, rows, until_ns = Taken(), 0, None
+        limit = self._limit(now_ns)
+        while (level := next((level for level in self._levels if len(level)), None)) is not None:
+            job = level.head()
+            assert job is not None
+            taken.model = job.model
+            if job.delayed_ns is not None and now_ns >= job.delayed_ns and not job.caller.gone:
+                level.delay(level.pop())
+                continue
+            answered_ns = now_ns + line.ns(job.rows, limit)
+            late = job.deadline_ns is not None and (now_ns >= job.deadline_ns or answered_ns > job.deadline_ns)
+            alive = not job.caller.gone and not late
+            if alive and rows:
+                together_ns = now_ns + line.ns(rows + job.rows, limit)
+                deadlines = [at for at in (until_ns, job.deadline_ns) if at is not None]
+                if rows + job.rows > limit or any(together_ns > at for at in deadlines):
+                    break
+            level.pop()
             job.dequeued_ns = now_ns
             if alive:
                 taken.batch.append(job)
                 rows += job.rows
-                if rows >= self.settings.max_batch_size:
+                if job.deadline_ns is not None:
+                    until_ns = job.deadline_ns if until_ns is None else min(until_ns, job.deadline_ns)
+                if rows >= limit:
                     break
             elif job.caller.gone:
                 taken.cancelled.append(job)
             else:
-                taken.refused.append((job, _expired(job, now_ns)))
+                taken.refused.append((job, self._late(job, now_ns, answered_ns)))
         return taken
 
+    def _limit(self, now_ns: int) -> int:
+        """Rows of this batch: the largest preferred size that there are rows for, until somebody has waited enough."""
+        settings = self.settings
+        fit = [size for size in settings.preferred_batch_size if size <= self.rows]
+        if not fit or not settings.max_queue_delay_microseconds:
+            return settings.max_batch_size
+        oldest_ns = min(job.received_ns for job in self._oldest())
+        waited_enough = now_ns - oldest_ns >= settings.max_queue_delay_microseconds * 1000
+        return settings.max_batch_size if waited_enough else max(fit)
 
-def _expired(job: Job, now_ns: int) -> Refused:
-    return Refused(
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        "REJECTED_DEADLINE",
-        f"Request timeout expired: waited {(now_ns - job.received_ns) // 1000} us in the queue, "
-        f"allowed were {((job.deadline_ns or 0) - job.received_ns) // 1000} us; it was not computed",
-    )
+    def _oldest(self) -> Iterator[Job]:
+        for level in self._levels:
+            yield from level.waiting
+            yield from list(level.delayed)[:1]
+
+    def _late(self, job: Job, now_ns: int, answered_ns: float) -> Refused:
+        waited_us = (now_ns - job.received_ns) // 1000
+        predicted = f" and would take {(answered_ns - now_ns) / 1e3:.0f} us more" if answered_ns > now_ns else ""
+        return too_late(
+            f"waited {waited_us} us in the queue{predicted}",
+            ((job.deadline_ns or 0) - job.received_ns) // 1000, self.settings.status,
+        )  # fmt: skip
+
+
+def _pushed_out(job: Job, settings: BatchSettings) -> Refused:
+    return full(
+        f"these {job.rows} rows made room for a client that holds less, in a queue of max_queue_size "
+        f"{settings.max_queue_size} rows", None, settings.status,
+    )  # fmt: skip

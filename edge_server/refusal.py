@@ -14,6 +14,8 @@ Reason = Literal[
 ]  # fmt: skip
 """the label `reason` of nv_inference_request_failure; CANCELED and BACKEND are Triton's own"""
 
+_MOST_MS = 60_000
+
 
 class Refused(LatentbedError):  # noqa: N818 - an answer, not a fault
     """A request that is not computed, or whose computation failed. A unary call ends with `code`; a stream says it in-band."""
@@ -48,4 +50,23 @@ def draining() -> Refused:
         grpc.StatusCode.UNAVAILABLE,
         "REJECTED_DRAINING",
         "draining: the server is stopping and takes no new requests; half-close, and ask again when it is back",
+    )
+
+
+def full(why: str, drained_ns: float | None, status: Literal["grpc", "triton"]) -> Refused:
+    """No room in the queue, which will be empty after `drained_ns` where that can be said."""
+    return Refused(
+        grpc.StatusCode.UNAVAILABLE if status == "triton" else grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "REJECTED_FULL",
+        f"Exceeds maximum queue size: {why}: ask again later, or with fewer rows",
+        retry_ms=None if drained_ns is None else min(max(1, round(drained_ns / 1e6)), _MOST_MS),
+    )
+
+
+def too_late(why: str, allowed_us: int, status: Literal["grpc", "triton"]) -> Refused:
+    """Its answer would come after its deadline. Asked again it is a new request with a new deadline: no word on when."""
+    return Refused(
+        grpc.StatusCode.UNAVAILABLE if status == "triton" else grpc.StatusCode.DEADLINE_EXCEEDED,
+        "REJECTED_DEADLINE",
+        f"Request timeout expired: {why}, allowed were {allowed_us} us; it was not computed",
     )

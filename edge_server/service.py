@@ -74,7 +74,10 @@ class InferenceService:
         `seals`: None where frames come as they are."""
         self.models, self.describe, self.repository = models, describe, repository
         self.ready = False
+        self.leaving = False
+        """told to end: not ready any more, but requests are still taken while load balancers look elsewhere"""
         self.draining = False
+        """and now they are refused"""
         self._batcher, self._metrics, self._telemetry = batcher, metrics, telemetry
         self._streams: set[Stream] = set()
         self._bearer = f"Bearer {token}".encode()
@@ -149,9 +152,9 @@ class InferenceService:
     ) -> tuple[Job | None, Outcome]:
         caller = Unary(who.identity)
         caller.trace = holder.trace
-        refusal = self._submit(message, caller, received_ns, holder, who, remaining_s)
-        if refusal is not None:
-            return None, refusal[1]
+        submitted = self._submit(message, caller, received_ns, holder, who, remaining_s)
+        if isinstance(submitted, tuple):
+            return None, submitted[1]
         try:
             return await caller.future
         except asyncio.CancelledError:
@@ -165,7 +168,8 @@ class InferenceService:
         by_status = any(key == STATUS_ERRORS and value == "true" for key, value in metadata or ())
         seal = None if self._seals is None else self._seals.stream()
         pack = oip.pack_stream_reply if seal is None else seal.pack
-        stream = Stream(context, self.replied, pack=pack, identity=who.identity, by_status=by_status)
+        in_order = self._batcher.settings.preserve_ordering
+        stream = Stream(context, self.replied, pack=pack, identity=who.identity, by_status=by_status, in_order=in_order)
 
         def take(message: bytes) -> None:
             received_ns = now_ns()
@@ -175,13 +179,13 @@ class InferenceService:
                         stream.say(hello)
                         return
                     message = seal.open(message)
-                refusal = self._submit(message, stream, received_ns, holder, who, None)
+                submitted = self._submit(message, stream, received_ns, holder, who, None)
             except NotOpened as error:
-                refusal = self._not_opened(error)
-            if refusal is None:
-                stream.submitted()
+                submitted = self._not_opened(error)
+            if isinstance(submitted, Job):
+                stream.submitted(submitted)
             else:
-                stream.refuse(*refusal)
+                stream.refuse(*submitted)
 
         self._streams.add(stream)
         self._metrics.open_streams += 1
@@ -195,13 +199,13 @@ class InferenceService:
 
     @property
     def accepting(self) -> bool:
-        """Whether a request that came now would be computed."""
-        return self.ready and not self.draining and self._batcher.alive
+        """Whether new requests should be sent here."""
+        return self.ready and not (self.leaving or self.draining) and self._batcher.alive
 
     @property
     def why_not(self) -> str:
         """Why nothing is accepted; empty when it is."""
-        return "" if self.accepting else "draining" if self.draining else "the model is not loaded"
+        return "" if self.accepting else "draining" if self.leaving or self.draining else "the model is not loaded"
 
     async def written(self) -> None:
         """Returns when every open stream has written what it owes."""
@@ -213,6 +217,7 @@ class InferenceService:
         frame, now = job.frame, now_ns()
         if not job.tail_done_ns:
             return
+        self._batcher.left(job)
         self.models.replied(job, now)
         theirs = frame.origin == "client"
         trace = frame.traceparent or job.caller.trace
@@ -235,8 +240,8 @@ class InferenceService:
 
     def _submit(
         self, message: bytes, caller: Unary | Stream, received_ns: int, holder: Holder, who: Who, remaining_s: float | None
-    ) -> tuple[str, Refused] | None:
-        """None when the request is in the queue, else (its id, why not)."""
+    ) -> Job | tuple[str, Refused]:
+        """The request as it is in the queue, else (its id, why it is not)."""
         frame_id = model = version = ""
         try:
             frame = oip.unpack_request(message)
@@ -259,7 +264,7 @@ class InferenceService:
             # its traceback holds this call's frame, and with it the whole message, in a cycle that only the collector ends
             refusal = error.with_traceback(None)
         else:
-            return None
+            return job
         self.models.counts(model, version).refused(refusal.reason)
         return frame_id, refusal
 

@@ -1,7 +1,8 @@
 """One ModelStreamInfer: a reading loop, a writer, and what lies between them.
 
 One task reads and one writes for the stream's whole life; a frame costs no task. Answers leave in the order in which
-they are ready. The client half-closes; the stream then ends when everything that was asked is answered.
+they are ready, or, where the server preserves ordering, in that of the requests. The client half-closes; the stream then ends
+when everything that was asked is answered.
 """
 
 from __future__ import annotations
@@ -25,6 +26,31 @@ MAX_UNREAD = 256
 """answers that wait for a client that does not read them; above this we stop reading its frames"""
 
 
+class Order:
+    """Holds answers back until those to earlier requests are there."""
+
+    def __init__(self) -> None:
+        self._open: deque[Job | None] = deque()
+        """requests in their order; None: one that was refused at once"""
+        self._ready: dict[Job | None, deque[Reply]] = {}
+
+    def asked(self, job: Job) -> None:
+        self._open.append(job)
+
+    def answered(self, job: Job | None, reply: Reply) -> list[tuple[Job | None, Reply]]:
+        """What may leave now. A refusal's place (job None) is where it comes."""
+        if job is None:
+            self._open.append(None)
+        self._ready.setdefault(job, deque()).append(reply)
+        leave = []
+        while self._open and (replies := self._ready.get(self._open[0])):
+            first = self._open.popleft()
+            leave.append((first, replies.popleft()))
+            if not replies:
+                del self._ready[first]
+        return leave
+
+
 class Stream:
     """Who waits for the answers of one stream."""
 
@@ -36,6 +62,7 @@ class Stream:
         pack: Callable[[Reply], bytes] = oip.pack_stream_reply,
         identity: str = "",
         by_status: bool = False,
+        in_order: bool = False,
     ) -> None:
         """`pack`: how an answer is written. `identity`: who asks. `by_status`: the first error ends the stream, and is its
         status."""
@@ -46,6 +73,7 @@ class Stream:
         self.failure: Refused | None = None
         """what the stream is to end with, once `run` has returned"""
         self._by_status = by_status
+        self._order = Order() if in_order else None
         self._context, self._on_replied, self._pack = context, on_replied, pack
         self._outbox: deque[tuple[Job | None, Reply | bytes | None]] = deque()
         """None in the place of an answer: the writer ends there; bytes: an answer to no frame"""
@@ -74,9 +102,11 @@ class Stream:
             self._moved.set()
             writer.cancel()
 
-    def submitted(self) -> None:
+    def submitted(self, job: Job) -> None:
         """A frame of this stream is in the batcher; `answer` will come for it."""
         self._pending += 1
+        if self._order is not None:
+            self._order.asked(job)
 
     async def _read_or_fail(self) -> Any:
         """The next message, or the end at the first error: a status waits for no message of the client."""
@@ -98,8 +128,7 @@ class Stream:
                 return
             final: dict[str, bool | int | str | float] = {oip.FINAL_KEY: True} if job.frame.mark_final else {}
             outcome = Reply(id=job.frame.id, error=outcome.in_band, parameters=final)
-        self._outbox.append((job, outcome))
-        self._wake.set()
+        self._send(job, outcome)
 
     def refuse(self, frame_id: str, refusal: Refused) -> None:
         """An in-band error for a frame that never was in the batcher."""
@@ -107,7 +136,10 @@ class Stream:
             self._fail(refusal)
             return
         self._pending += 1
-        self._outbox.append((None, Reply(id=frame_id, error=refusal.in_band)))
+        self._send(None, Reply(id=frame_id, error=refusal.in_band))
+
+    def _send(self, job: Job | None, reply: Reply) -> None:
+        self._outbox.extend([(job, reply)] if self._order is None else self._order.answered(job, reply))
         self._wake.set()
 
     def _fail(self, refusal: Refused) -> None:

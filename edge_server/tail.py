@@ -1,9 +1,10 @@
-"""The tail on its device: latents in, logits out. The only module of this node that touches torch."""
+"""The tail on its device, in torch: latents in, logits out. Which form of it is fastest here, `choose_tail.py` measures."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from typing import Literal
 
 import torch
 
@@ -11,6 +12,9 @@ from edge_server.warm_up import warm_up
 from splitcore.artefact import Artefact
 from splitcore.latent import F32
 from splitcore.nn.tail import load_tail
+
+Form = Literal["eager", "channels-last", "bfloat16", "compile"]
+"""as it was written; with channels last in memory; in bfloat16 and channels last; through torch.compile"""
 
 
 def pick_device(name: str) -> torch.device:
@@ -33,13 +37,28 @@ class Tail:
     """Called with latents [k, *shape], k up to `max_batch_size`, gives logits [k, classes]. Use it from one thread."""
 
     def __init__(
-        self, artefact: Artefact, *, device: str, threads: int, max_batch_size: int, trusted: Collection[str] = ()
+        self,
+        artefact: Artefact,
+        *,
+        device: str,
+        threads: int,
+        max_batch_size: int,
+        trusted: Collection[str] = (),
+        form: Form = "eager",
     ) -> None:
         torch.set_num_threads(threads)
+        self.kind: str = form
         self._artefact = artefact
         self._device = pick_device(device)
-        self._model = load_tail(artefact, self._device, trusted)
+        model = load_tail(artefact, self._device, trusted)
         shape = artefact.latent.shape
+        self._dtype = torch.bfloat16 if form == "bfloat16" else torch.float32
+        planes = form in ("channels-last", "bfloat16") and len(shape) == 3
+        self._order = torch.channels_last if planes else torch.contiguous_format
+        if planes:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # sizes of batches change all the time: one program for all of them
+        self._model = torch.compile(model, dynamic=True) if form == "compile" else model.to(self._dtype)
         # One staging buffer for the node's life: pinned memory lets the copy to the device run without the processor,
         # and torch wants memory it may write to, which bytes from the wire are not.
         self._staging = torch.empty((max_batch_size, *shape), pin_memory=self._device.type == "cuda")
@@ -48,19 +67,27 @@ class Tail:
     @property
     def device(self) -> str:
         """`cpu`, or for instance `cuda:0 NVIDIA H200`."""
-        if self._device.type == "cpu":
-            return "cpu"
-        return f"{self._device} {torch.cuda.get_device_name(self._device)}"
+        return told(self._device)
+
+    def room(self, rows: int) -> F32 | None:
+        """Where so many latents may be put, so that the call need not copy them; None: too many. Used again by the next."""
+        return self._view[:rows] if rows <= len(self._view) else None
 
     def __call__(self, latents: F32) -> F32:
         k = len(latents)
-        self._view[:k] = latents
+        if latents.ctypes.data != self._view.ctypes.data:
+            self._view[:k] = latents
         with torch.inference_mode():
-            logits = self._model(self._staging[:k].to(self._device, non_blocking=True))
+            given = self._staging[:k].to(self._device, self._dtype, non_blocking=True, memory_format=self._order)
             # the copy back waits for the device, so the staging buffer is free again when this returns
-            out: F32 = logits.float().cpu().numpy()
+            out: F32 = self._model(given).float().cpu().numpy()
         return out
 
     def warm_up(self) -> None:
         """First runs allocate, choose kernels and start threads. Raises ArtefactError for a wrong shape of logits."""
         warm_up(self, self._artefact, len(self._view))
+
+
+def told(device: torch.device) -> str:
+    """A device as people know it."""
+    return "cpu" if device.type == "cpu" else f"{device} {torch.cuda.get_device_name(device)}"

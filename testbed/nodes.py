@@ -205,7 +205,10 @@ def local_nodes(
     data = [] if data_dir is None else ["--data-dir", str(data_dir)]
     edge = scenario.edge
     edge_options = {
-        "--device": edge.device, "--threads": edge.threads, "--max-batch-size": edge.max_batch_size,
+        "--device": edge.device, "--threads": edge.threads, "--tail": edge.tail, "--max-batch-size": edge.max_batch_size,
+        "--preferred-batch-size": ",".join(map(str, edge.preferred_batch_size)),
+        "--priority-levels": edge.priority_levels, "--default-priority-level": edge.default_priority_level,
+        "--timeout-action": edge.timeout_action, "--default-timeout-microseconds": edge.default_timeout_microseconds,
         "--max-queue-delay-microseconds": edge.max_queue_delay_microseconds, "--max-queue-size": edge.max_queue_size,
     }  # fmt: skip
     started: list[Process] = []
@@ -219,6 +222,8 @@ def local_nodes(
             return Node(name, ready["control"], token), ready["grpc"] or ""
 
         options = [text for key, value in edge_options.items() if value is not None for text in (key, str(value))]
+        options += ["--preserve-ordering"] * edge.preserve_ordering
+        options += ["--no-allow-timeout-override"] * (not edge.allow_timeout_override)
         options += [text for entry in edge.trust for text in ("--trust", entry)]
         edge_node, target = start("edge_server", "edge", [*further, *options, *arming.edge])
         adversary_node = None

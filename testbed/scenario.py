@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapt
 from adversary.attacks import AttackConfig, OwnAttack
 from adversary.pool import PoolConfig, Recording, fits_pool
 from adversary.relay import Order
+from edge_server.policy import TimeoutAction
+from edge_server.trial import TailKind
 from mobile_client.passes import MAX_COUNT, Load, Offline, Policy
 from splitcore import document
 from splitcore.artefact import FLOAT32, HeadName
@@ -130,7 +132,16 @@ class Edge(_Strict):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
+    tail: TailKind = "eager"
+    """the form of the tail; not `auto` unless said: which one was faster that day would be in the last bits of every score"""
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
+    preferred_batch_size: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    preserve_ordering: bool = False
+    priority_levels: Annotated[int, Field(ge=0)] = 0
+    default_priority_level: Annotated[int, Field(ge=0)] = 0
+    timeout_action: TimeoutAction = "REJECT"
+    default_timeout_microseconds: Annotated[int, Field(ge=0)] = 0
+    allow_timeout_override: bool = True
     max_queue_delay_microseconds: Annotated[int, Field(ge=0)] = 0
     max_queue_size: Annotated[int, Field(ge=1)] = 4096
     trust: tuple[str, ...] = ()

@@ -48,6 +48,11 @@ class Codec(ABC):
     def decode(self, payloads: Sequence[bytes | memoryview]) -> F32:
         """k payloads to latents [k, *shape], finite, perhaps read-only. Raises CodecError for other bytes."""
 
+    def decode_into(self, payloads: Sequence[bytes | memoryview], out: F32) -> None:
+        """As `decode`, into `out` [k, *shape], contiguous: where a codec can, without a copy between. `out` is spoilt by bytes
+        that are refused."""
+        out[...] = self.decode(payloads)
+
     @abstractmethod
     def snap(self, latents: F32) -> F32:
         """decode(encode(latents)), [k, *shape], without the bytes; may be the argument itself."""

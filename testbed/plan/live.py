@@ -88,7 +88,8 @@ def pair(artefact: Path, state: Path, options: NodeOptions, telemetry: str | Non
             return process.wait_ready()
 
         edge = start(
-            "edge_server", "edge", "--threads", str(options.edge_threads), "--device", options.edge_device, *trust
+            "edge_server", "edge", "--threads", str(options.edge_threads), "--device", options.edge_device, "--tail", "eager",
+            *trust,
         )  # fmt: skip
         phone = start(
             "mobile_client", "phone", "--target", edge["grpc"], "--threads", str(options.phone_threads), "--head", options.head

@@ -69,7 +69,7 @@ def between(digits_artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     token = load_token(states / "token")
     common = ["--artefact", str(digits_artefact), "--token-file", str(states / "token")]
     with contextlib.ExitStack() as stopping:
-        edge = Process("edge_server", states / "edge", [*common, "--device", "cpu", "--threads", "1"])
+        edge = Process("edge_server", states / "edge", [*common, "--device", "cpu", "--tail", "eager", "--threads", "1"])
         stopping.callback(edge.stop)
         adversary = Process("adversary", states / "adversary", [*common, "--upstream", edge.wait_ready()["grpc"]])
         stopping.callback(adversary.stop)
@@ -265,7 +265,7 @@ def test_an_adversary_that_was_killed_goes_on_with_its_sessions(digits_artefact:
     behaviour = {"kind": "attack", "attack": {"kind": "hopskipjump"}, "threat": threat, "run": "killed", "sections": 2}
     common = ["--artefact", str(digits_artefact)]
     with contextlib.ExitStack() as stopping:
-        edge = Process("edge_server", tmp_path / "edge", [*common, "--device", "cpu", "--threads", "1"])
+        edge = Process("edge_server", tmp_path / "edge", [*common, "--device", "cpu", "--tail", "eager", "--threads", "1"])
         stopping.callback(edge.stop)
         target = edge.wait_ready()["grpc"]
         ledger = tmp_path / "adversary" / "queries.jsonl"

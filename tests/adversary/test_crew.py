@@ -51,7 +51,9 @@ class Edge:
 @pytest.fixture(scope="module")
 def edge(digits_artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
     state = tmp_path_factory.mktemp("edge")
-    process = Process("edge_server", state, ["--artefact", str(digits_artefact), "--device", "cpu", "--threads", "1"])
+    process = Process(
+        "edge_server", state, ["--artefact", str(digits_artefact), "--device", "cpu", "--tail", "eager", "--threads", "1"]
+    )
     try:
         yield Edge(Artefact(digits_artefact), process.wait_ready()["grpc"], state / "server.jsonl")
     finally:

@@ -108,7 +108,8 @@ async def start_edge(digits_artefact: Path, tmp_path: Path) -> AsyncIterator[Sta
     started: list[Edge] = []
 
     async def start(**settings: Any) -> Edge:
-        config = EdgeConfig(artefact=digits_artefact, state=tmp_path / "edge", device="cpu", threads=1, grace_s=0.2, **settings)
+        fixed = {"artefact": digits_artefact, "state": tmp_path / "edge", "device": "cpu", "threads": 1, "grace_s": 0.2}
+        config = EdgeConfig(**{"tail": "eager", **fixed, **settings})
         server = EdgeServer(config)
         await server.start()
         edge = Edge(server, Peer(server.address), config.state / "server.jsonl")
@@ -130,10 +131,11 @@ class Process:
     """`python -m edge_server` as its own process."""
 
     def __init__(self, artefact: Path, state: Path, *flags: str) -> None:
-        command = [sys.executable, "-m", "edge_server", "--artefact", str(artefact), "--state", str(state), *flags]
+        command = [sys.executable, "-m", "edge_server", "--artefact", str(artefact), "--state", str(state)]
+        command += ["--threads", "1", "--device", "cpu", "--tail", "eager", *flags]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.state = state
-        self._process = subprocess.Popen([*command, "--threads", "1", "--device", "cpu"], env=environment, text=True,
+        self._process = subprocess.Popen(command, env=environment, text=True,
                                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
         # the path is the child's alone: an older file of another process was removed when this one started
         while not self._is_ready():

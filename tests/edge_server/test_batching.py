@@ -13,6 +13,8 @@ from splitcore.journal import read
 from splitcore.telemetry.collector import Collector
 from splitcore.wire import oip
 
+from .conftest import Peer
+
 
 async def queued(edge, requests: int) -> None:
     """Until that many requests wait in the held batcher; each look at the server is a round trip, not a sleep."""
@@ -187,3 +189,69 @@ async def test_the_times_of_a_clients_frame_go_to_telemetry_and_an_adversarys_qu
     for row in spans:
         times = [row["t"][name] for name in ("received", "dequeued", "decoded", "tail_done", "replied")]
         assert times == sorted(times) and times[0] > 0
+
+
+async def test_answers_of_a_stream_leave_in_the_order_of_its_requests_where_that_is_wanted(start_edge, served):
+    settings = BatchSettings(max_batch_size=2, preserve_ordering=True, priority_levels=2, default_priority_level=2)
+    edge = await start_edge(batching=settings)
+    edge.server.batcher.hold()
+    frames = [served.frame("a"), served.frame("b"), served.frame("wrong", model="another"), served.frame("c", priority=1)]
+    call = await send(edge, [*frames, served.frame("d"), served.frame("e", priority=1)])
+    await queued(edge, 5)
+    edge.server.batcher.release()
+    await call.done_writing()
+    replies = [oip.unpack_stream_reply(message) async for message in call]
+    assert [reply.id for reply in replies] == ["a", "b", "wrong", "c", "d", "e"]
+    assert [reply.id for reply in replies if reply.error] == ["wrong"]
+    assert edge.logged()[:2] == ["c", "e"], "they were computed by their priority"
+
+
+async def test_a_flooder_does_not_starve_another_client(start_edge, served):
+    edge = await start_edge(batching=BatchSettings(max_batch_size=8, max_queue_size=64))
+    edge.server.batcher.hold()
+    flood = await send(edge, [served.frame(f"flood/{n}") for n in range(64)])
+    await queued(edge, 64)
+    other = Peer(edge.server.address)
+    asked = [asyncio.create_task(other.infer(served.frame(f"other/{n}"))) for n in range(4)]
+    while edge.server.metrics.failures["REJECTED_FULL"] < 4:
+        await edge.peer.call(oip.LIVE)
+    edge.server.batcher.release()
+    assert all(reply.error is None for reply in await asyncio.gather(*asked))
+    await flood.done_writing()
+    replies = [oip.unpack_stream_reply(message) async for message in flood]
+    pushed_out = [reply for reply in replies if reply.error]
+    assert {reply.id for reply in pushed_out} == {f"flood/{n}" for n in range(60, 64)}
+    assert all("made room for a client that holds less" in reply.error for reply in pushed_out)
+    assert {f"other/{n}" for n in range(4)} <= set(edge.logged()[:16]), "in the first batches, not behind the flood"
+    await other.channel.close()
+
+
+async def test_a_unary_refusal_says_when_to_ask_again(start_edge, served):
+    edge = await start_edge(batching=BatchSettings(max_queue_size=1, status="triton"))
+    edge.server.batcher.hold()
+    first = asyncio.create_task(edge.peer.infer(served.frame("first")))
+    await queued(edge, 1)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await edge.peer.infer(served.frame("second"))
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert int(dict(refused.value.trailing_metadata())["grpc-retry-pushback-ms"]) >= 1
+    edge.server.batcher.release()
+    assert (await first).error is None
+
+
+async def test_a_deadline_that_cannot_be_met_is_refused_before_the_queue_and_says_what_was_predicted(
+    start_edge, served, monkeypatch
+):
+    monkeypatch.setattr("edge_server.forecast.STALE_NS", 1 << 60)
+    edge = await start_edge(batching=BatchSettings(max_batch_size=4))
+    for n in range(16):  # enough batches to know what one takes
+        await edge.peer.infer(served.frame(f"learn/{n}"))
+    edge.server.batcher.hold()
+    call = await send(edge, [served.frame(f"{n}", served.latents(64)) for n in range(60)])
+    await queued(edge, 60)
+    await call.write(oip.pack_request(served.frame("hopeless", timeout_us=2)))
+    reply = oip.unpack_stream_reply(await call.read())
+    assert reply.id == "hopeless" and reply.error.startswith("DEADLINE_EXCEEDED: Request timeout expired: 3840 rows wait")
+    assert edge.server.batcher.pending[0] == 60
+    call.cancel()
+    edge.server.batcher.release()

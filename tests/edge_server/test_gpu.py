@@ -11,7 +11,9 @@ import torch
 import yaml
 from rich.console import Console
 
+from edge_server.choose_tail import Where, choose
 from edge_server.gpu import ENERGY, GAUGES, Gpus
+from edge_server.graph_tail import GraphTail
 from edge_server.tail import Tail
 from splitcore.artefact import Artefact
 from splitcore.data import load
@@ -84,3 +86,28 @@ def test_the_gpus_are_in_the_metrics_under_tritons_names() -> None:
     [used], [total] = metrics["nv_gpu_memory_used_bytes"], metrics["nv_gpu_memory_total_bytes"]
     assert 0 < used.value <= total.value and used.labels["gpu_uuid"].startswith("GPU-")
     assert 0 <= metrics["nv_gpu_utilization"][0].value <= 1
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_cuda_graphs_say_what_the_tail_says_on_the_cpu_for_every_size_of_batch(cuda_artefact: Path, rows: int) -> None:
+    artefact = Artefact(cuda_artefact)
+    tail = GraphTail(artefact, device="cuda", threads=1, max_batch_size=64)
+    tail.warm_up()
+    latents = Head(artefact).from_uint8(artefact.samples[0][:rows])
+    with torch.inference_mode():
+        expected = load_tail(artefact)(torch.from_numpy(latents)).numpy()
+    for _ in range(3):
+        room = tail.room(rows)
+        assert room is not None
+        room[...] = latents
+        got = tail(room)
+        assert np.abs(got - expected).max() < 2e-2
+        assert (got.argmax(axis=1) == expected.argmax(axis=1)).all()
+
+
+def test_on_a_gpu_auto_tries_cuda_graphs_and_serves_a_form_with_the_same_labels(cuda_artefact: Path, tmp_path: Path) -> None:
+    tail, trials = choose("auto", Where(Artefact(cuda_artefact), "cuda", 1, 64, (), tmp_path))
+    graphs = next(trial for trial in trials if trial.kind == "cuda-graphs")
+    assert graphs.labels_changed == 0 and not graphs.against
+    assert [trial.kind for trial in trials if trial.chosen] == [tail.kind]
+    print(tail.kind, {trial.kind: (trial.ms, trial.against) for trial in trials})

@@ -41,7 +41,7 @@ async def start_both(digits_cuts, tmp_path):
         artefact, *others = digits_cuts
         state = tmp_path / "edge"
         config = EdgeConfig(
-            artefact=artefact, others=tuple(others), state=state, device="cpu", threads=1, grace_s=0.2, **settings
+            artefact=artefact, others=tuple(others), state=state, device="cpu", threads=1, grace_s=0.2, tail="eager", **settings
         )
         server = EdgeServer(config)
         await server.start()
@@ -186,7 +186,9 @@ def test_two_artefacts_of_one_name_are_refused_in_words(digits_cuts, tmp_path, s
 
 
 async def test_the_same_folder_twice_is_refused_too(digits_cuts, tmp_path):
-    server = EdgeServer(EdgeConfig(artefact=digits_cuts[0], others=(digits_cuts[0],), state=tmp_path, device="cpu"))
+    server = EdgeServer(
+        EdgeConfig(artefact=digits_cuts[0], others=(digits_cuts[0],), state=tmp_path, device="cpu", tail="eager")
+    )
     with pytest.raises(ArtefactError, match="expected artefacts of different names"):
         await server.start()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 
 import grpc
@@ -45,6 +46,51 @@ async def test_a_drain_answers_what_was_accepted_refuses_what_comes_and_ends_wit
     assert server.wait() == 0, server.output
     assert [row["id"] for row in read(server.state / "server.jsonl")] == accepted
     await peer.channel.close()
+
+
+async def test_under_load_every_frame_that_was_accepted_is_answered_and_later_ones_are_told(start_process, served):
+    server = start_process("--drain-delay", "0.5", "--grace-s", "30", "--max-batch-size", "4")
+    async with httpx.AsyncClient(base_url=f"http://{server.control}") as http:
+        peers = [Peer(server.grpc) for _ in range(3)]
+        ending, sent, answered, told = asyncio.Event(), set(), set(), set()
+
+        async def phone(name: str, peer: Peer) -> None:
+            call, slots = peer.stream(), asyncio.Semaphore(32)
+
+            async def write() -> None:
+                number = 0
+                while not ending.is_set():
+                    await slots.acquire()
+                    frame_id = f"run/{name}/{number}"
+                    sent.add(frame_id)
+                    await call.write(oip.pack_request(served.frame(frame_id)))
+                    number += 1
+                await call.done_writing()
+
+            writing = asyncio.create_task(write())
+            while (message := await call.read()) is not grpc.aio.EOF:
+                reply = oip.unpack_stream_reply(message)
+                (told if reply.error else answered).add(reply.id)
+                if reply.error:
+                    assert reply.error.startswith("UNAVAILABLE: draining")
+                    ending.set()
+                slots.release()
+            await writing
+            assert await call.code() == grpc.StatusCode.OK
+
+        phones = [asyncio.create_task(phone(str(n), peer)) for n, peer in enumerate(peers)]
+        while len(answered) < 200:
+            await http.get("/healthz")
+        server.signal(signal.SIGTERM)
+        while (await http.get("/readyz")).status_code == 200:
+            assert not told, "before the server said that it is leaving"
+        await asyncio.gather(*phones)
+    assert server.wait() == 0, server.output
+    assert answered | told == sent and not answered & told and told
+    logged = {row["id"] for row in read(server.state / "server.jsonl")}
+    assert logged == answered
+    for peer in peers:
+        await peer.channel.close()
 
 
 async def test_a_killed_server_has_logged_every_answer_and_goes_on_in_the_same_log(start_process, served):

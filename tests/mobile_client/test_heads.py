@@ -73,7 +73,7 @@ def test_frames_of_a_head_in_int8_get_the_labels_of_float32_and_their_lines_say_
     int8_artefact: Artefact, tmp_path: Path, start_process: Any, head: str
 ) -> None:
     artefact = ("--artefact", str(int8_artefact.folder))
-    edge = start_process("edge_server", tmp_path / "edge", *artefact, "--device", "cpu", "--threads", "1")
+    edge = start_process("edge_server", tmp_path / "edge", *artefact, "--device", "cpu", "--tail", "eager", "--threads", "1")
     count = len(int8_artefact.unsplit_labels)
     options = ("--target", edge.ready["grpc"], "--state", tmp_path, "--load", "offline", "--run", "r", "--head", head)
     done = phone("once", "--count", count, *artefact, *options, "--threads", 2, "--spinning")
@@ -87,7 +87,7 @@ def test_frames_of_a_head_in_int8_get_the_labels_of_float32_and_their_lines_say_
 
 def test_auto_runs_the_head_that_was_decided(int8_artefact: Artefact, tmp_path: Path, start_process: Any) -> None:
     artefact = ("--artefact", str(int8_artefact.folder))
-    edge = start_process("edge_server", tmp_path / "edge", *artefact, "--device", "cpu", "--threads", "1")
+    edge = start_process("edge_server", tmp_path / "edge", *artefact, "--device", "cpu", "--tail", "eager", "--threads", "1")
     decision = bench.decide(int8_artefact, threads=1, rounds=5)
     int8 = next(row.setting for row in decision.rows if row.setting.head == "int8-s8")
     bench.keep(decision.model_copy(update={"setting": int8}), tmp_path / bench.DECISION)

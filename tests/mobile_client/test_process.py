@@ -67,7 +67,7 @@ def servers(digits_artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             time.sleep(0.02)
         return process, json.loads(ready.read_text())
 
-    edge, edge_ready = start("edge_server", "edge", "--device", "cpu", "--threads", "1")
+    edge, edge_ready = start("edge_server", "edge", "--device", "cpu", "--tail", "eager", "--threads", "1")
     phone, phone_ready = start("mobile_client", "phone", "--target", edge_ready["grpc"], "--patience-s", "5")
     token = (state / "phone" / "token").read_text().strip()
     with httpx.Client(
@@ -159,8 +159,8 @@ def test_an_edge_that_is_killed_or_drained_and_started_again_leaves_exactly_one_
     digits_artefact: Path, tmp_path: Path, start_process: Any, end: str, link: str | None
 ) -> None:
     def start_edge(listen: str) -> Any:
-        arguments = ["--artefact", str(digits_artefact), "--listen", listen, "--device", "cpu", "--threads", "1"]
-        return start_process("edge_server", tmp_path / "edge", *arguments)
+        arguments = ["--artefact", str(digits_artefact), "--listen", listen, "--device", "cpu", "--tail", "eager"]
+        return start_process("edge_server", tmp_path / "edge", *arguments, "--threads", "1")
 
     log = tmp_path / "edge" / "server.jsonl"
     edge = start_edge("127.0.0.1:0")

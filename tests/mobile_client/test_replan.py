@@ -64,7 +64,9 @@ def check_books(frames: list[dict[str, Any]], attempts: list[dict[str, Any]], lo
 def start_edge(digits_cuts: tuple[Path, Path], tmp_path: Path, start_process: Any) -> Any:
     def start(listen: str = "127.0.0.1:0") -> Any:
         both = [text for folder in digits_cuts for text in ("--artefact", str(folder))]
-        return start_process("edge_server", tmp_path / "edge", *both, "--listen", listen, "--device", "cpu", "--threads", "1")
+        return start_process(
+            "edge_server", tmp_path / "edge", *both, "--listen", listen, "--device", "cpu", "--tail", "eager", "--threads", "1"
+        )
 
     return start
 
@@ -198,7 +200,16 @@ def test_an_edge_that_lacks_one_of_the_cuts_is_told_before_the_first_frame(
     digits_cuts: tuple[Path, Path], tmp_path: Path, start_process: Any, start_phone: Any
 ) -> None:
     edge = start_process(
-        "edge_server", tmp_path / "edge", "--artefact", str(digits_cuts[0]), "--device", "cpu", "--threads", "1"
+        "edge_server",
+        tmp_path / "edge",
+        "--artefact",
+        str(digits_cuts[0]),
+        "--device",
+        "cpu",
+        "--tail",
+        "eager",
+        "--threads",
+        "1",
     )
     phone = start_phone(edge.ready["grpc"])
     with phone.http() as client:

@@ -18,7 +18,11 @@ from testbed.plan.probe import Probe, as_link, floor_ms, measured_link, rate_kbp
 
 @pytest.fixture(scope="module")
 def edge(digits_artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    process = Process("edge_server", tmp_path_factory.mktemp("edge"), ["--artefact", str(digits_artefact), "--device", "cpu"])
+    process = Process(
+        "edge_server",
+        tmp_path_factory.mktemp("edge"),
+        ["--artefact", str(digits_artefact), "--device", "cpu", "--tail", "eager"],
+    )
     try:
         yield str(process.wait_ready()["grpc"])
     finally:

@@ -105,7 +105,11 @@ def test_an_edge_that_is_killed_under_attack_leaves_one_line_a_frame_and_books_t
     run, count = "killed", 60
 
     def start_edge(listen: str) -> tuple[Process, dict[str, Any]]:
-        process = Process("edge_server", tmp_path / "edge", [*common, "--listen", listen, "--device", "cpu", "--threads", "1"])
+        process = Process(
+            "edge_server",
+            tmp_path / "edge",
+            [*common, "--listen", listen, "--device", "cpu", "--tail", "eager", "--threads", "1"],
+        )
         return process, process.wait_ready()
 
     edge, ready = start_edge("127.0.0.1:0")
@@ -154,7 +158,7 @@ def test_an_adversary_that_is_killed_starts_no_second_session_for_a_frame(digits
         "kind": "attack", "run": "killed", "attack": {"kind": "square"},
         "threat": {"norm": "linf", "eps": 0.05, "eps_unit": "std", "budget": 300},
     }  # fmt: skip
-    edge = Process("edge_server", tmp_path / "edge", [*common, "--device", "cpu", "--threads", "1"])
+    edge = Process("edge_server", tmp_path / "edge", [*common, "--device", "cpu", "--tail", "eager", "--threads", "1"])
     started = [edge]
     try:
         upstream = ["--upstream", edge.wait_ready()["grpc"]]

@@ -45,7 +45,7 @@ def whole_artefact(network: ModelProto, samples: Dataset, folder: Path, *, name:
 
 def joined(artefact: Artefact, trusted: Collection[str] = ()) -> ModelProto:
     """Head and tail of an artefact in one graph. Raises ArtefactError where they cannot be."""
-    head, tail = onnx.load(artefact.path(HEAD)), _tail(artefact, trusted)
+    head, tail = onnx.load(artefact.path(HEAD)), tail_graph(artefact, trusted)
     # compose wants one version of both; what the older of the two says, the newer one still means
     head.ir_version = tail.ir_version = max(head.ir_version, tail.ir_version)
     try:
@@ -78,7 +78,8 @@ def _identity(shape: tuple[int, int, int], like: ModelProto) -> ModelProto:
     return model
 
 
-def _tail(artefact: Artefact, trusted: Collection[str]) -> ModelProto:
+def tail_graph(artefact: Artefact, trusted: Collection[str] = ()) -> ModelProto:
+    """An artefact's tail in ONNX: `latent` [batch, *shape] to `logits` [batch, classes]."""
     if artefact.manifest.tail.net == "onnx":
         return onnx.load(artefact.path(ONNX_TAIL))
     with quiet():
