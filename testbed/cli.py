@@ -261,6 +261,8 @@ def _show(report: Report, folder: Path) -> None:
     verdict = "[green]agree[/]" if books.agrees else f"[red]disagree[/]: {escape(str(books.disagreements[:3]))}"
     console.print(
         f"ledger of what was sent ({books.rows:,} rows) and the server's own log ({books.server_rows:,} rows) {verdict}"
+        if books.against == "log"
+        else f"{books.books} {verdict} ({books.rows:,} rows sent, {books.server_rows:,} counted by the server)"
     )
     latest = folder.parent / "latest"
     console.print(f"report: [bold]{escape(str(folder / 'report.html'))}[/]  ({escape(str(latest))})", soft_wrap=True)

@@ -28,6 +28,8 @@ from splitcore.errors import ArtefactError, ScenarioError
 from splitcore.telemetry.collector import Collector
 from splitcore.threat import Scale, ThreatModel, absolute_eps
 from splitcore.wire.channel import split_address
+from testbed.foreign.counts import Counts
+from testbed.foreign.server import Foreign
 from testbed.nodes import Node, Trio, following, local_nodes, remote_nodes
 from testbed.price import PRICE, measure
 from testbed.scenario import (
@@ -135,7 +137,7 @@ def _hold_to(path: Path, artefact: Artefact) -> None:
 def _passes(
     folder: Path, scenario: Scenario, artefact: Artefact, others: Sequence[Artefact], trio: Trio, console: Console
 ) -> None:
-    watched = {"phone": trio.client, "edge": trio.edge} | ({} if trio.adversary is None else {"adversary": trio.adversary})
+    watched = {"phone": trio.client} | ({"edge": trio.edge} if isinstance(trio.edge, Node) else {}) | ({} if trio.adversary is None else {"adversary": trio.adversary})
     pages = ", ".join(f"{name} http://{node.control}/" for name, node in watched.items())
     console.print(f"watch it: {pages}", style="dim", highlight=False, soft_wrap=True)
     with _progress(console) as progress:
@@ -167,7 +169,9 @@ class _Pass:
         self.artefact = artefact
         self.trio = trio
         self.plan = plan
-        codec = Identity() if plan.kind == "identity" else scenario.codec or artefact.manifest.codec
+        # a foreign server takes latents as they are
+        plain = plan.kind == "identity" or scenario.server is not None
+        codec = Identity() if plain else scenario.codec or artefact.manifest.codec
         self.codec = fit(codec, artefact.latent)
         self.codec_config = scenario.codec if plan.stream else codec
         self.prepared = [artefact, *others]
@@ -181,6 +185,9 @@ class _Pass:
         """what the attack learns from an answer, as the adversary says it: it has the attack's code, this process need not"""
         self.learned: dict[str, Any] = {}
         """what became of its lesson, likewise"""
+        self.scale: dict[str, Any] | None = None
+        """what it knows of a foreign server's latents"""
+        self.before = Counts()
 
     def make(self, into: Path, progress: Progress) -> None:
         into.mkdir(parents=True, exist_ok=True)
@@ -188,8 +195,11 @@ class _Pass:
             asked = time.monotonic()
             said = self.trio.adversary.put("/behaviour", self._behaviour(), patience_s=LESSON_S)
             self.feedback, self.learned = said.get("feedback", "none"), said.get("learned", {})
+            self.scale = said.get("scale")
             if self.learned:
                 self.learned["wall_s"] = round(time.monotonic() - asked, 2)
+        if isinstance(self.trio.edge, Foreign):
+            self.before = self.trio.edge.counts()
         started = time.monotonic()
         self.trio.client.post("/passes", self._request())
         task = progress.add_task(self.plan.name, total=self.frames, note="")
@@ -216,7 +226,8 @@ class _Pass:
         trio.client.save(f"/passes/{run}/attempts", into / "attempts.jsonl")
         if self.policy is not None:
             trio.client.save(f"/passes/{run}/plan", into / "plan.jsonl")
-        _save_logs(trio.edges, into / "server.jsonl", run)
+        if trio.edges:
+            _save_logs(trio.edges, into / "server.jsonl", run)
         if trio.adversary is not None:
             trio.adversary.save("/ledger", into / "queries.jsonl", run=run)
             trio.adversary.save("/sessions", into / "sessions.jsonl", run=run)
@@ -229,7 +240,8 @@ class _Pass:
                 return {
                     "kind": "attack", "run": self.run, "seed": self.scenario.seed,
                     **attack.model_dump(mode="json", include=SHARED),
-                    "source": self._dump("source"), "pool": self._pool(attack),
+                    "source": None if self.scenario.server is not None else self._dump("source"), "pool": self._pool(attack),
+                    "calibration": None if attack.calibration is None else f"{self.whole_run}.{attack.calibration}",
                 }  # fmt: skip
             case RecordPass():
                 return {"kind": "record", "run": self.run}
@@ -278,7 +290,7 @@ class _Pass:
             "share": attack.share if attack else None,
             "order": attack.order if attack else "overtake", "wall_s": wall_s,
             "artefact_handshake": self.artefact.manifest.handshake,
-            "device": self.trio.edge.get("/models")["models"][0]["device"],
+            **self._server(),
         }  # fmt: skip
 
     def _of_the_adversary(self) -> dict[str, Any] | None:
@@ -291,6 +303,14 @@ class _Pass:
                 return {"kind": "probe", "tries": probe.probe}
             case None:
                 return None
+
+    def _server(self) -> dict[str, Any]:
+        """Where the tail ran. A foreign server keeps no log: what it counted in this pass stands for that."""
+        edge = self.trio.edge
+        if isinstance(edge, Node):
+            return {"device": edge.get("/models")["models"][0]["device"]}
+        counted = edge.counts().since(self.before)
+        return {"device": edge.says, "server": {"says": edge.says, "requests": counted.requests, "rows": counted.rows}}
 
     def _cuts(self) -> dict[str, str]:
         """What each prepared artefact's frames go through, by its name; empty where there is one alone."""
@@ -308,6 +328,10 @@ class _Pass:
         if threat.point == "input" and threat.eps_unit == "std":
             return None
         spec, step = self.artefact.latent, float(self.codec.step.max())
+        if self.scale is not None:
+            # what the adversary could know, not what the artefact says
+            known = Scale(self.scale["range"] or 0.0, self.scale["std"] or 0.0, step, spec.elements)
+            return absolute_eps(threat, known)
         elements = spec.elements
         if threat.point == "input":
             elements = 1

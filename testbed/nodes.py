@@ -20,6 +20,7 @@ from splitcore.control import load_token
 from splitcore.errors import LatentbedError
 from splitcore.node import END_WITH_STDIN, begin, read_ready
 from splitcore.wire.tls import ClientTls
+from testbed.foreign.server import Foreign, foreign_server
 from testbed.scenario import Scenario
 from testbed.security import Arming
 
@@ -114,14 +115,14 @@ class Trio:
     """The three nodes of a run; without an adversary two."""
 
     client: Node
-    edge: Node
+    edge: Node | Foreign
     adversary: Node | None
     replicas: tuple[Node, ...] = ()
     """further edge servers behind the same balancer"""
 
     @property
     def edges(self) -> tuple[Node, ...]:
-        return (self.edge, *self.replicas)
+        return tuple(edge for edge in (self.edge, *self.replicas) if isinstance(edge, Node))
 
 
 class Process:
@@ -198,7 +199,7 @@ def local_nodes(
     arming = arming or Arming()
     token_file = states / "token"
     token = load_token(token_file)
-    common = ["--artefact", str(artefact), "--token-file", str(token_file)]
+    common, ours = ["--token-file", str(token_file)], ["--artefact", str(artefact)]
     if telemetry is not None:
         common += ["--telemetry", telemetry]
     further = [text for cut in cuts for text in ("--artefact", str(cut))]
@@ -225,14 +226,24 @@ def local_nodes(
         options += ["--preserve-ordering"] * edge.preserve_ordering
         options += ["--no-allow-timeout-override"] * (not edge.allow_timeout_override)
         options += [text for entry in edge.trust for text in ("--trust", entry)]
-        edge_node, target = start("edge_server", "edge", [*further, *options, *arming.edge])
+        edge_node: Node | Foreign
+        endpoint: list[str] = []
+        if scenario.server is None:
+            edge_node, target = start("edge_server", "edge", [*ours, *further, *options, *arming.edge])
+        else:
+            edge_node = stopping.enter_context(foreign_server(scenario.server, artefact, states / "server"))
+            target = edge_node.target
+            endpoint = ["--endpoint", str(edge_node.describe(states / "endpoint.json"))]
         adversary_node = None
         if scenario.adversary:
             trust = () if isinstance(scenario.adversary, bool) else scenario.adversary.trust
             options = [text for entry in trust for text in ("--trust", entry)]
-            adversary_node, target = start("adversary", "adversary", ["--upstream", target, *data, *options, *arming.adversary])
-        options = ["--head", scenario.phone.head, "--threads", str(scenario.phone.threads)]
-        client_node, _ = start("mobile_client", "client", [*further, "--target", target, *data, *options, *arming.client])
+            if isinstance(edge_node, Foreign):
+                options += [text for host in edge_node.allow for text in ("--allow", host)]
+            options += [*(endpoint or ours), *arming.adversary]
+            adversary_node, target = start("adversary", "adversary", ["--upstream", target, *data, *options])
+        options = ["--head", scenario.phone.head, "--threads", str(scenario.phone.threads), *endpoint, *arming.client]
+        client_node, _ = start("mobile_client", "client", [*ours, *further, "--target", target, *data, *options])
         yield Trio(client_node, edge_node, adversary_node)
 
 

@@ -17,9 +17,11 @@ from mobile_client.passes import MAX_COUNT, Load, Offline, Policy
 from splitcore import document
 from splitcore.artefact import FLOAT32, HeadName
 from splitcore.codec import CodecConfig
+from splitcore.codec.identity import Identity
 from splitcore.data.source import ArtefactSource, SourceConfig
 from splitcore.link import LinkInTime
 from splitcore.threat import ThreatModel
+from testbed.foreign.config import ForeignServer
 from testbed.security import Security
 
 NAME = Field(pattern=r"^[A-Za-z0-9_.+-]{1,32}$")
@@ -50,6 +52,8 @@ class AttackPass(_Strict):
     `{kind: recording, run: NAME}` is what a record pass that comes before this one recorded"""
     steal_token: bool = False
     """the adversary asks with the token that the phone says in clear text"""
+    calibration: Annotated[str, NAME] | None = None
+    """before a foreign server: the record pass whose frames tell ranges and standard deviation, which units of eps want"""
 
     @model_validator(mode="after")
     def _fits(self) -> AttackPass:
@@ -220,6 +224,8 @@ class Scenario(_Strict):
     """what protects the frames, and is measured; None: nothing"""
     nodes: Nodes | None = None
     """None: three processes on loopback"""
+    server: ForeignServer | None = None
+    """one that is none of ours, in the edge's place: the adversary knows of it what its metadata says. None: our edge server"""
 
     @model_validator(mode="after")
     def _fits(self) -> Scenario:
@@ -234,6 +240,10 @@ class Scenario(_Strict):
         stealing = [one.name for one in self.attacks if isinstance(one, AttackPass) and one.steal_token]
         if stealing and (self.security is None or not self.security.tokens):
             raise ValueError(f"expected `security: {{tokens: true}}` where a token is stolen, in {', '.join(stealing)}")
+        if self.server is not None and (self.nodes is not None or self.cuts or self.streams or self.security is not None):
+            raise ValueError("expected no `nodes`, `cuts`, `streams` or `security` with a foreign `server`: it serves one tail")
+        if self.server is not None and not isinstance(self.codec, Identity | None):
+            raise ValueError("expected `codec: {kind: identity}` with a foreign `server`: it takes latents as they are")
         if self.adversary and self.nodes is not None and self.nodes.adversary is None:
             raise ValueError("expected the adversary's address in `nodes`, or `adversary: false`")
         names = [one.name for one in (*self.streams, *self.attacks)]
@@ -243,10 +253,16 @@ class Scenario(_Strict):
         for attack in self.attacks:
             if isinstance(attack, RecordPass):
                 recorded.append(attack.name)
-            elif isinstance(attack, AttackPass) and isinstance(attack.pool, Recording) and attack.pool.run not in recorded:
+                continue
+            if not isinstance(attack, AttackPass):
+                continue
+            used = [attack.pool.run] if isinstance(attack.pool, Recording) else []
+            used += [] if attack.calibration is None else [attack.calibration]
+            missing = next((name for name in used if name not in recorded), None)
+            if missing is not None:
                 raise ValueError(
-                    f"attack {attack.name}: expected a record pass before it whose recording it uses, got {attack.pool.run!r} "
-                    f"with {', '.join(recorded) or 'none'} before it: put `- {{name: {attack.pool.run}, record: true}}` first"
+                    f"attack {attack.name}: expected a record pass before it whose recording it uses, got {missing!r} "
+                    f"with {', '.join(recorded) or 'none'} before it: put `- {{name: {missing}, record: true}}` first"
                 )
         return self
 

@@ -31,7 +31,7 @@ from testbed.report.model import (
     Telemetry,
 )
 from testbed.report.read import Pass, Run
-from testbed.report.reconcile import SHOWN, queries_of, reconcile
+from testbed.report.reconcile import SHOWN, Counted, queries_of, reconcile, reconcile_at_one_end
 from testbed.report.statistics import median, percentiles, rate_of, success_over
 from testbed.report.success import accuracy, reference_of, success_of
 
@@ -212,14 +212,21 @@ def _ledger(run: Run) -> Ledger:
     passes: dict[str, LedgerCounts] = {}
     wrong: list[str] = []
     for p in run.passes:
-        passes[p.info.name], found = reconcile(p.ledger, p.server, p.sessions, p.info.budget)
+        if p.info.server is None:
+            passes[p.info.name], found = reconcile(p.ledger, p.server, p.sessions, p.info.budget)
+        else:
+            counted = Counted(p.info.server.get("requests"), p.info.server.get("rows"))
+            passes[p.info.name], found = reconcile_at_one_end(p.ledger, p.attempts, counted, p.sessions, p.info.budget)
         wrong += [f"{p.info.name}: {line}" for line in found]
     totals = {
         field: sum(getattr(counts, field) for counts in passes.values())
         for field in LedgerCounts.model_fields
-        if field != "agrees"
+        if field not in ("agrees", "against")
     }
-    return Ledger(**totals, agrees=not wrong, disagreements=wrong[:SHOWN], disagreement_count=len(wrong), passes=passes)
+    against = next((counts.against for counts in passes.values() if counts.against != "log"), "log")
+    return Ledger(
+        **totals, against=against, agrees=not wrong, disagreements=wrong[:SHOWN], disagreement_count=len(wrong), passes=passes
+    )
 
 
 def _summary(p: Pass) -> PassSummary:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -241,6 +241,9 @@ class BytesOnWire(Strict):
     client_messages_attacked: float | None
 
 
+Against: TypeAlias = Literal["log", "counts", "client"]
+
+
 class LedgerCounts(Strict):
     """The ledger against the server's log. Every count but `entries` and `server_entries` is in rows, one latent each."""
 
@@ -260,6 +263,9 @@ class LedgerCounts(Strict):
     server_entries: int
     unended: int
     """entries that were sent and have no end, because a process was killed; counted as lost"""
+    against: Against = "log"
+    """what it was checked against: the server's own log, row by row; before a foreign server the client's journal and the sums
+    that the server counted (then `server_rows` and `server_entries` are these), or the client's journal alone"""
     agrees: bool
 
 
@@ -268,6 +274,15 @@ class Ledger(LedgerCounts):
     """the first 20, in words"""
     disagreement_count: int
     passes: dict[str, LedgerCounts]
+
+    @property
+    def books(self) -> str:
+        """What was compared, in words."""
+        return {
+            "log": "ledger and server log",
+            "counts": "ledger and client's journal, and the foreign server's own counts",
+            "client": "ledger and client's journal: one end alone, as the foreign server keeps neither log nor counts",
+        }[self.against]
 
 
 class Clocks(Strict):

@@ -63,6 +63,8 @@ class PassInfo(_Line):
     """the adversary passes bytes that it cannot read: its ledger holds queries alone"""
     source: dict[str, Any] | None = None
     """what the phone showed; None: a run of before this was written down"""
+    server: dict[str, Any] | None = None
+    """of a foreign server what it calls itself, and the requests and rows that it counted; None: ours, which keeps a log"""
 
 
 class FrameLine(_Line):
@@ -147,6 +149,8 @@ class Pass:
     ledger: dict[tuple[str, int], Entry]
     """the adversary's, or the client's own where there is no adversary"""
     server: dict[tuple[str, int], ServerRow]
+    attempts: dict[tuple[str, int], Entry] = field(default_factory=dict)
+    """the client's own journal"""
     switches: list[SwitchLine] = field(default_factory=list)
     probes: list[ProbeLine] = field(default_factory=list)
 
@@ -216,15 +220,18 @@ def _read_pass(folder: Path) -> Pass:
     for row in reversed(attempts):
         if row.get("event") == "answered":
             answered[row["id"]] = row["attempt"]
-    ledger = [*(journal.read(folder / "queries.jsonl") if info.adversary else ())]
-    if info.opaque or not info.adversary:
-        ledger = [*attempts, *ledger]
+    own = entries_of(attempts)
+    ledger = own
+    if info.adversary:
+        rows = journal.read(folder / "queries.jsonl")
+        ledger = entries_of([*attempts, *rows] if info.opaque else rows)
     return Pass(
         info=info,
         frames=sorted(frames.values(), key=lambda line: line.sequence),
         answered_attempt=dict(answered),
         sessions=list(_lines(SessionLine, folder / "sessions.jsonl")),
-        ledger=entries_of(ledger),
+        ledger=ledger,
+        attempts=own,
         server=server_rows_of(journal.read(folder / "server.jsonl")),
         switches=[
             _parse(SwitchLine, row, folder / "plan.jsonl")

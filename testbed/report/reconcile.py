@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from testbed.report.model import LedgerCounts
+from testbed.report.model import Against, LedgerCounts
 
 Key = tuple[str, int]
 SHOWN = 20
@@ -53,6 +53,14 @@ class ServerRow:
     rows: int
     edges: frozenset[str] = frozenset()
     """whose logs have it, where there are several"""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a server without a log says that it answered in a pass; None: it does not say."""
+
+    requests: int | None = None
+    rows: int | None = None
 
 
 class Asker(Protocol):
@@ -119,24 +127,70 @@ def reconcile(
     """The counts, and every disagreement in words."""
     wrong = [*_ledger_against_log(ledger, server), *_log_against_ledger(ledger, server)]
     wrong += _sessions_against_ledger(ledger, sessions, budget)
+    counts = _counts(
+        ledger, server_rows=sum(row.rows for row in server.values()), server_entries=len(server), wrong=wrong, against="log"
+    )
+    return counts, wrong
+
+
+def reconcile_at_one_end(
+    ledger: Mapping[Key, Entry],
+    client: Mapping[Key, Entry],
+    counted: Counted,
+    sessions: Iterable[Asker] = (),
+    budget: int | None = None,
+) -> tuple[LedgerCounts, list[str]]:
+    """Where the server keeps no log: the ledger against the client's own attempts, and sums of both against its counters."""
+    wrong = []
+    if client is not ledger:
+        mine = {key: entry for key, entry in ledger.items() if entry.kind != "query"}
+        wrong += [f"{_name(key)}: sent by the client, but not in the ledger" for key in client if key not in mine]
+        wrong += [f"{_name(key)}: in the ledger, but never sent by the client" for key in mine if key not in client]
+        wrong += [
+            f"{_name(key)}: the client has an answer, the ledger has none"
+            for key, entry in client.items()
+            if entry.answered and key in mine and not mine[key].answered
+        ]
+    for key, entry in ledger.items():
+        if len(set(entry.ends)) > 1:
+            wrong.append(f"{_name(key)}: both answered and lost in the ledger")
+        if entry.asks and sum(count for *_, count in entry.asks) != entry.rows:
+            wrong.append(f"{_name(key)}: {entry.rows} rows sent, asked for {sum(count for *_, count in entry.asks)}")
+    wrong += _sessions_against_ledger(ledger, sessions, budget)
+    against: Against = "client"
+    for what, said, weigh in (("requests", counted.requests, lambda _: 1), ("rows", counted.rows, lambda entry: entry.rows)):
+        if said is None:
+            continue
+        against = "counts"
+        answered = sum(weigh(entry) for entry in ledger.values() if entry.answered)
+        sent = sum(weigh(entry) for entry in ledger.values())
+        if not answered <= said <= sent:
+            wrong.append(f"{answered} {what} answered of {sent} sent in the ledger, the server counted {said}")
+    counts = _counts(ledger, server_rows=counted.rows or 0, server_entries=counted.requests or 0, wrong=wrong, against=against)
+    return counts, wrong
+
+
+def _counts(
+    ledger: Mapping[Key, Entry], *, server_rows: int, server_entries: int, wrong: list[str], against: Against
+) -> LedgerCounts:
     by_kind: Counter[str | None] = Counter()
     lost = 0
     for entry in ledger.values():
         by_kind[entry.kind] += entry.rows
         lost += 0 if entry.answered else entry.rows
-    counts = LedgerCounts(
+    return LedgerCounts(
         rows=sum(by_kind.values()),
-        server_rows=sum(row.rows for row in server.values()),
+        server_rows=server_rows,
         queries=by_kind["query"],
         forwarded=by_kind["forwarded"],
         clean=by_kind["clean"],
         lost=lost,
         entries=len(ledger),
-        server_entries=len(server),
+        server_entries=server_entries,
         unended=sum(not entry.ends for entry in ledger.values()),
+        against=against,
         agrees=not wrong,
     )
-    return counts, wrong
 
 
 def _ledger_against_log(ledger: Mapping[Key, Entry], server: Mapping[Key, ServerRow]) -> list[str]:

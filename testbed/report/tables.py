@@ -110,9 +110,10 @@ def markdown(report: Report) -> str:
         "",
         f"* Clean accuracy: {percent(clean)}",
         f"* Agreement with the unsplit model through the identity codec: {percent(c.agreement_with_unsplit_rate)}",
-        f"* Ledger and server log {'agree' if ledger.agrees else 'DISAGREE'}: {ledger.rows} rows sent "
+        f"* {ledger.books[0].upper()}{ledger.books[1:]} {'agree' if ledger.agrees else 'DISAGREE'}: {ledger.rows} rows sent "
         f"({ledger.queries} queries, {ledger.forwarded} forwarded, {ledger.clean} clean), {ledger.lost} of them lost; "
-        f"{ledger.server_rows} rows in the server's log, {ledger.disagreement_count} disagreements",
+        f"{ledger.server_rows} rows {'in' if ledger.against == 'log' else 'by'} the server's "
+        f"{'log' if ledger.against == 'log' else 'counts'}, {ledger.disagreement_count} disagreements",
         "",
         "| attack | point | eps | feedback | budget | ASR | claimed | distance, of all sent | queries | median to success "
         "| requests | wall s |",
