@@ -80,16 +80,12 @@ def test_a_trace_has_tritons_timestamps_and_times_that_fit_into_one_another(span
         "REQUEST_START", "QUEUE_START", "COMPUTE_START", "COMPUTE_INPUT_END", "COMPUTE_OUTPUT_START", "COMPUTE_END",
         "REQUEST_END",
     ]  # fmt: skip
-    slack_ns = 2_000_000  # each process has its own view of the wall clock's distance from the monotonic one
-    for inner, outer in (
-        ("head", "frame"),
-        (CALL, "frame"),
-        ("relay", CALL),
-        ("hold", "relay"),
-        ("edge", "relay"),
-        ("queue", "edge"),
-    ):
-        assert trace[outer]["start"] - slack_ns <= trace[inner]["start"] <= trace[inner]["end"]
+    slack_ns = 5_000_000  # each process has its own view of the wall clock's distance from the monotonic one
+    began = {"head": "frame", CALL: "frame", "relay": CALL, "hold": "relay", "edge": "relay", "queue": "edge"}
+    for inner, outer in began.items():
+        assert trace[outer]["start"] - slack_ns <= trace[inner]["start"] <= trace[inner]["end"], (inner, outer)
+    # an answer may be with its reader before its writer's process has the processor again, so an edge's end may be later
+    for inner, outer in {"head": "frame", "hold": "relay", "compute infer": "relay", "queue": "edge"}.items():
         assert trace[inner]["end"] <= trace[outer]["end"] + slack_ns, (inner, outer)
 
 
