@@ -1,7 +1,8 @@
 # latentbed. `make` lists what there is; nothing has to be set up before.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-parity test-arm64 check format proto up up-direct up-scale up-watch down test-compose test-gpu relay-statuses bench clean
+.PHONY: help demo test test-long test-parity test-arm64 check format proto up up-direct up-scale up-watch down test-compose \
+	test-gpu relay-statuses bench-overload bench-soak bench clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -20,6 +21,9 @@ TORCH := torch==2.13.0
 # Of 12,000 files a run imports a third: they are compiled when first imported, which saves half a minute here.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-compile -c constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
+
+# Where `make bench-serving` puts the server that it compares with.
+export MLSERVER ?= .venv-mlserver
 
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
@@ -90,9 +94,17 @@ test-arm64: $(READY) ## the phone in Debian for 64-bit ARM under qemu (needs roo
 test-gpu: $(READY) ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu
 
-bench: $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py)) ## every benchmark; make bench-NAME runs one
+bench: $(patsubst benchmarks/%.py,bench-%,$(filter-out %/overload.py %/soak.py,$(wildcard benchmarks/[a-z]*.py))) ## every benchmark; make bench-NAME runs one
 
 bench-attacks: $(VENV)/.parity
+
+bench-serving: $(MLSERVER)/.ready
+
+bench-overload: ## the server at five times what it can do, for a minute; make bench-overload SECONDS=20
+	@$(BIN)/python benchmarks/overload.py --seconds $(or $(SECONDS),60)
+
+bench-soak: ## half an hour of load: does anything grow; make bench-soak MINUTES=5
+	@$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),30)
 
 bench-%: $(READY)
 	@$(BIN)/python benchmarks/$*.py
@@ -105,6 +117,14 @@ $(VENV)/.parity: $(READY)
 	@echo "latentbed: ART, foolbox and torchattacks"
 	@$(PIP) --editable '.[parity]' && $(PIP) --no-deps torchattacks==3.5.1
 	@touch $@
+
+# an environment of its own: MLServer's pins do not go with ours. Without an index the benchmark goes on without it
+$(MLSERVER)/.ready: $(READY)
+	@echo "latentbed: MLServer 1.7.1 in $(MLSERVER)"
+	@test -x $(MLSERVER)/bin/python || $(BIN)/python -m venv $(MLSERVER)
+	@if $(MLSERVER)/bin/python -m pip --disable-pip-version-check install -qq --no-compile mlserver==1.7.1 \
+		fastapi==0.115.14 starlette==0.46.2 grpcio==1.85.1 protobuf==6.33.6 uvloop==0.23.0 onnxruntime==1.31.1; \
+	then touch $@; else echo "latentbed: MLServer could not be installed, so it is not compared" >&2; rm -rf $(MLSERVER); fi
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "latentbed: expected Python 3.11 to 3.14 with its venv module, got \
