@@ -75,8 +75,8 @@ class EdgeConfig:
     device: str = "auto"
     threads: int = 0
     """0: half the cores"""
-    tail: TailKind = "auto"
-    """which form of the tails; auto: the fastest, by measurement at load"""
+    tail: TailKind = "eager"
+    """which form of the tails; auto, the command line's default: the fastest, by measurement at load"""
     labels_only: bool = False
     tls: ServerTls | None = None
     """of the data plane; None: clear text"""

@@ -93,7 +93,7 @@ def _sides(
     armings = (Arming(), arming)
     edges = []
     for name, armed in zip(SIDES, armings, strict=True):
-        device = ["--device", scenario.edge.device]
+        device = ["--device", scenario.edge.device, "--tail", scenario.edge.tail]
         edges.append(Process("edge_server", folder / "nodes" / f"price-edge-{name}", [*common, *device, *armed.edge]))
         stack.callback(edges[-1].stop)
     for name, armed, edge in zip(SIDES, armings, edges, strict=True):

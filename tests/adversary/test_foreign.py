@@ -279,7 +279,9 @@ def test_a_model_that_is_not_there_ends_the_start_with_its_name(tmp_path: Path) 
 def edge(digits_artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Our own server, of which the adversary knows no more than its address and a model's name."""
     state = tmp_path_factory.mktemp("edge")
-    process = Process("edge_server", state, ["--artefact", str(digits_artefact), "--device", "cpu", "--threads", "1"])
+    process = Process(
+        "edge_server", state, ["--artefact", str(digits_artefact), "--device", "cpu", "--tail", "eager", "--threads", "1"]
+    )
     try:
         yield process.wait_ready()["grpc"]
     finally:

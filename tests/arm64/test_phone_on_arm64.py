@@ -41,7 +41,9 @@ def edge(artefact: Artefact, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     state = tmp_path_factory.mktemp("edge")
     command = [sys.executable, "-m", "edge_server", "--state", str(state), "--artefact", str(artefact.folder)]
     with (state / "output").open("wb") as output:
-        process = subprocess.Popen([*command, "--device", "cpu", "--threads", "1"], stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [*command, "--device", "cpu", "--tail", "eager", "--threads", "1"], stdout=output, stderr=output
+        )
     try:
         while not (state / "ready.json").exists():
             assert process.poll() is None, (state / "output").read_text()

@@ -20,7 +20,18 @@ def good(digits_artefact: Path) -> Good:
 def edge(digits_artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Besieged]:
     state = tmp_path_factory.mktemp("hostile") / "edge"
     node = Besieged(
-        "edge_server", state, "--artefact", str(digits_artefact), "--device", "cpu", "--threads", "1", "--grace-s", "1"
+        "edge_server",
+        state,
+        "--artefact",
+        str(digits_artefact),
+        "--device",
+        "cpu",
+        "--tail",
+        "eager",
+        "--threads",
+        "1",
+        "--grace-s",
+        "1",
     )
     yield node
     node.stop()

@@ -19,7 +19,9 @@ from testbed.nodes import Process
 @pytest.fixture(scope="module")
 def edge(digits_artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     state = tmp_path_factory.mktemp("edge")
-    process = Process("edge_server", state, ["--artefact", str(digits_artefact), "--device", "cpu", "--threads", "1"])
+    process = Process(
+        "edge_server", state, ["--artefact", str(digits_artefact), "--device", "cpu", "--tail", "eager", "--threads", "1"]
+    )
     try:
         yield process.wait_ready()["grpc"]
     finally:

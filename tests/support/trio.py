@@ -52,7 +52,7 @@ def trio(artefact: Path, states: Path, *, options: dict[str, list[str]] | None =
     with contextlib.ExitStack() as stopping:
         target: list[str] = []
         for package, name in (("edge_server", "edge"), ("adversary", "adversary"), ("mobile_client", "client")):
-            own = ["--device", "cpu", "--threads", "1"] if name == "edge" else []
+            own = ["--device", "cpu", "--tail", "eager", "--threads", "1"] if name == "edge" else []
             arguments = ["--artefact", str(artefact), "--token-file", str(token_file), *own, *target]
             process = Process(package, states / name, [*arguments, *options.get("all", ()), *options.get(name, ())])
             stopping.callback(process.stop)

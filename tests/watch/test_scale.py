@@ -56,7 +56,10 @@ def replicas(digits_artefact: Path, tmp_path_factory: pytest.TempPathFactory) ->
     nginx, tmp_path = tool("nginx", "nginx-light"), tmp_path_factory.mktemp("scale")
     token = load_token(tmp_path / "token")
     common = ["--artefact", str(digits_artefact), "--token-file", str(tmp_path / "token")]
-    edges = [Process("edge_server", tmp_path / f"edge-{n}", [*common, "--threads", "1", "--device", "cpu"]) for n in (1, 2)]
+    edges = [
+        Process("edge_server", tmp_path / f"edge-{n}", [*common, "--threads", "1", "--device", "cpu", "--tail", "eager"])
+        for n in (1, 2)
+    ]
     balancer = None
     try:
         ready = [edge.wait_ready() for edge in edges]
