@@ -1,8 +1,9 @@
 """The edge server as one process on one event loop: how it starts, and in which order it ends.
 
 Start: listen on the control port, then on the data port, load and warm the tails, then SERVING, then the ready file.
-End (Triton's order, and Envoy's): readiness false and health NOT_SERVING; new frames on open streams are answered
-`draining`; what is queued is computed and its answers are written; clients get a grace to half-close; the log closes.
+End (Triton's order, and Envoy's): readiness false and health NOT_SERVING; a delay in which load balancers notice, and all is
+served as before; new requests are answered `draining`; what is queued is computed and its answers are written; clients get a
+grace to half-close; the log closes.
 """
 
 from __future__ import annotations
