@@ -1,8 +1,8 @@
 # latentbed. `make` lists what there is; nothing has to be set up before.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-parity test-arm64 check format proto up up-direct up-scale up-watch down test-compose \
-	test-gpu relay-statuses bench-overload bench-soak bench clean
+.PHONY: help demo test test-long test-parity mlserver test-mlserver test-arm64 check format proto up up-direct up-scale up-watch \
+	down test-compose test-gpu relay-statuses bench-overload bench-soak bench clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -22,7 +22,7 @@ TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-compile -c constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 
-# Where `make bench-serving` puts the server that it compares with.
+# Its stubs do not load beside others of the protocol, and it wants older web libraries than ours.
 export MLSERVER ?= .venv-mlserver
 
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
@@ -41,14 +41,19 @@ demo: $(READY) ## the whole way: train, three processes, clean and attacked pass
 
 test: $(READY) ## the tests, but the long ones and those with containers, GPU or other libraries
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=15 \
-		-m "not compose and not gpu and not parity and not arm64 and not long"
+		-m "not compose and not gpu and not parity and not arm64 and not long and not mlserver"
 
 test-long: $(READY) ## the tests that take long: whole runs and trainings, killed processes, what is learned from traffic
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=15 \
-		-m "long and not compose and not gpu and not parity and not arm64"
+		-m "long and not compose and not gpu and not parity and not arm64 and not mlserver"
 
 test-parity: $(VENV)/.parity ## our attacks beside those of ART, foolbox and torchattacks, which this installs
 	@$(BIN)/python -m pytest -q -m parity tests/parity
+
+mlserver: $(MLSERVER)/.ready ## MLServer in an environment of its own, for scenarios/mlserver.yaml
+
+test-mlserver: $(READY) $(MLSERVER)/.ready ## an attack on a model that MLServer serves, which this installs
+	@$(BIN)/python -m pytest -q -m mlserver
 
 check: $(READY) ## ruff, mypy, import-linter, and whether generated files are fresh
 	@echo "ruff" && $(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
@@ -113,19 +118,18 @@ clean: ## the environment and the caches; runs and artefacts stay
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+$(MLSERVER)/.ready: examples/mlserver/requirements.txt | $(READY)
+	@echo "latentbed: MLServer in $(MLSERVER) (40 s)"
+	@test -x $(MLSERVER)/bin/python || $(BIN)/python -m venv $(MLSERVER)
+	@$(MLSERVER)/bin/python -m pip --disable-pip-version-check install -qq --no-compile -r $<
+	@touch $@
+
 $(VENV)/.parity: $(READY)
 	@echo "latentbed: ART, foolbox and torchattacks"
 	@$(PIP) --editable '.[parity]' && $(PIP) --no-deps torchattacks==3.5.1
 	@touch $@
 
 # an environment of its own: MLServer's pins do not go with ours. Without an index the benchmark goes on without it
-$(MLSERVER)/.ready: $(READY)
-	@echo "latentbed: MLServer 1.7.1 in $(MLSERVER)"
-	@test -x $(MLSERVER)/bin/python || $(BIN)/python -m venv $(MLSERVER)
-	@if $(MLSERVER)/bin/python -m pip --disable-pip-version-check install -qq --no-compile mlserver==1.7.1 \
-		fastapi==0.115.14 starlette==0.46.2 grpcio==1.85.1 protobuf==6.33.6 uvloop==0.23.0 onnxruntime==1.31.1; \
-	then touch $@; else echo "latentbed: MLServer could not be installed, so it is not compared" >&2; rm -rf $(MLSERVER); fi
-
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "latentbed: expected Python 3.11 to 3.14 with its venv module, got \
 	$$(python3 --version 2>&1 || true): install it (Debian: python3-venv), or say make PYTHON=/path/to/python" >&2; exit 1; }
