@@ -137,7 +137,11 @@ def _hold_to(path: Path, artefact: Artefact) -> None:
 def _passes(
     folder: Path, scenario: Scenario, artefact: Artefact, others: Sequence[Artefact], trio: Trio, console: Console
 ) -> None:
-    watched = {"phone": trio.client} | ({"edge": trio.edge} if isinstance(trio.edge, Node) else {}) | ({} if trio.adversary is None else {"adversary": trio.adversary})
+    watched = (
+        {"phone": trio.client}
+        | ({"edge": trio.edge} if isinstance(trio.edge, Node) else {})
+        | ({} if trio.adversary is None else {"adversary": trio.adversary})
+    )
     pages = ", ".join(f"{name} http://{node.control}/" for name, node in watched.items())
     console.print(f"watch it: {pages}", style="dim", highlight=False, soft_wrap=True)
     with _progress(console) as progress:
