@@ -1,6 +1,7 @@
 """The Open Inference Protocol over HTTP, on the control plane: what gRPC answers, in JSON.
 
-Reading and inference are free to whoever reaches the port, as over gRPC; loading and unloading want the token. An inference
+Reading and inference are as free as over gRPC: where the server wants tokens, so does this, and by the same scopes and rates.
+Loading and unloading want the control plane's token. An inference
 request may be JSON, or JSON with binary tensors behind it, compressed with gzip or deflate or not; so may its answer be.
 Errors are `{"error": text}`. What a browser would need (CORS) is not here: other sites are refused.
 """
@@ -10,15 +11,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gzip
+import math
 import re
 import zlib
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import grpc
-from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
+from edge_server.access import SCOPES
 from edge_server.models import Holder
 from edge_server.refusal import Refused, invalid
 from edge_server.service import InferenceService
@@ -137,7 +140,7 @@ def add_rest(app: FastAPI, service: InferenceService, with_token: Any) -> None:
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
-        return problem(request.url.path, _STATUS.get(error.code, 500), error.text)
+        return _refusal(request, error)
 
     @app.exception_handler(WireError)
     async def unreadable(request: Request, error: WireError) -> Response:
@@ -149,7 +152,15 @@ def add_rest(app: FastAPI, service: InferenceService, with_token: Any) -> None:
     def holder(request: Request) -> Holder:
         return Holder(models, request.headers.items())
 
-    @routes.get("")
+    def scoped(method: str) -> Any:
+        """`Depends` that wants a token with the scope of a gRPC method, where the server wants tokens."""
+
+        def check(request: Request) -> None:
+            service.access.bearer(request.headers.get("authorization")).check(SCOPES[method])
+
+        return Depends(check)
+
+    @routes.get("", dependencies=[scoped(oip.SERVER_METADATA)])
     async def server() -> Server:
         """Name, version, extensions."""
         return Server(**describe.server())
@@ -164,12 +175,12 @@ def add_rest(app: FastAPI, service: InferenceService, with_token: Any) -> None:
         """200 when requests are taken, 400 when not."""
         return _ready(service.accepting, response)
 
-    @routes.get("/models/stats")
+    @routes.get("/models/stats", dependencies=[scoped(oip.STATISTICS)])
     async def all_statistics() -> dict[str, Any]:
         """Of every model and version."""
         return describe.statistics("", "")
 
-    @routes.post("/repository/index", openapi_extra=_body_of(IndexAsked))
+    @routes.post("/repository/index", dependencies=[scoped(oip.INDEX)], openapi_extra=_body_of(IndexAsked))
     async def index(request: Request) -> list[Indexed]:
         """Models and versions with their states."""
         asked = await _asked(IndexAsked, request)
@@ -215,7 +226,7 @@ def add_rest(app: FastAPI, service: InferenceService, with_token: Any) -> None:
         who = service.access.bearer(request.headers.get("authorization"), peer)
         job, outcome = await service.infer(message, holder(request), received_ns, who=who)
         if isinstance(outcome, Refused):
-            return problem(request.url.path, _STATUS.get(outcome.code, 500), outcome.text)
+            return _refusal(request, outcome)
         assert isinstance(outcome, Reply) and job is not None
         content, header_length = json_tensors.write_reply(outcome, binary)
         headers = {} if header_length is None else {json_tensors.HEADER_LENGTH: str(header_length)}
@@ -228,12 +239,18 @@ def add_rest(app: FastAPI, service: InferenceService, with_token: Any) -> None:
         return Response(content, media_type=kind, headers=headers)
 
     for of in ("/models/{name}", "/models/{name}/versions/{version}"):
-        routes.add_api_route(of, metadata, methods=["GET"], response_model=Metadata)
+        of_metadata, of_config, of_statistics = map(scoped, (oip.MODEL_METADATA, oip.CONFIG, oip.STATISTICS))
+        routes.add_api_route(of, metadata, methods=["GET"], response_model=Metadata, dependencies=[of_metadata])
         routes.add_api_route(f"{of}/ready", model_ready, methods=["GET"], response_model=Ready, responses=_NOT_READY)
-        routes.add_api_route(f"{of}/config", config, methods=["GET"])
-        routes.add_api_route(f"{of}/stats", statistics, methods=["GET"])
+        routes.add_api_route(f"{of}/config", config, methods=["GET"], dependencies=[of_config])
+        routes.add_api_route(f"{of}/stats", statistics, methods=["GET"], dependencies=[of_statistics])
         routes.add_api_route(f"{of}/infer", infer, methods=["POST"], openapi_extra=_INFERENCE)
     app.include_router(routes)
+
+
+def _refusal(request: Request, refusal: Refused) -> Response:
+    later = None if refusal.retry_ms is None else {"Retry-After": str(math.ceil(refusal.retry_ms / 1000))}
+    return problem(request.url.path, _STATUS.get(refusal.code, 500), refusal.text, later)
 
 
 _Asked = TypeVar("_Asked", bound=BaseModel)

@@ -87,19 +87,29 @@ async def test_who_asks_too_fast_is_told_when_to_ask_again(start_edge, served, t
     assert edge.server.metrics.failures["REJECTED_RATE"] == 2
 
 
-async def test_the_same_holds_over_http(start_edge, served, tokens):
+async def test_over_http_the_same_tokens_open_the_same(start_edge, served, tokens):
     edge = await start_edge(tokens=tokens)
-    url = f"http://{edge.server.control}/v2/models/{served.name}/infer"
-    latent = served.latents(1)
-    tensor = {"name": "latent", "datatype": "FP32", "shape": list(latent.shape), "data": latent.ravel().tolist()}
-    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+    tensor = {"name": "latent", "datatype": "FP32", "shape": [1, *served.spec.shape]}
+    body = {"inputs": [{**tensor, "data": served.latents(1).ravel().tolist()}]}
+    async with httpx.AsyncClient(base_url=f"http://{edge.server.control}/v2") as http:
 
-        async def ask(headers):
-            return (await client.post(url, json={"inputs": [tensor]}, headers=headers)).status_code
+        async def statuses(who):
+            headers = {} if who is None else {"Authorization": f"Bearer secret of {who}"}
+            infer = await http.post(f"/models/{served.name}/infer", json=body, headers=headers)
+            metadata = await http.get(f"/models/{served.name}", headers=headers)
+            statistics = await http.get("/models/stats", headers=headers)
+            return [answer.status_code for answer in (infer, metadata, statistics)]
 
-        assert await ask({"Authorization": "Bearer secret of phone"}) == 200
-        assert await ask({}) == 401
-        assert await ask({"Authorization": "Bearer secret of watcher"}) == 403
+        assert (await statuses("phone"))[:2] == [200, 200]
+        assert await statuses("watcher") == [403, 403, 200]
+        assert await statuses(None) == await statuses("stranger") == [401] * 3
+        assert (await statuses("other"))[0] == 403
+        for _ in range(3):
+            await statuses("slow")
+        slow = {"Authorization": "Bearer secret of slow"}
+        refused = await http.post(f"/models/{served.name}/infer", json=body, headers=slow)
+        assert refused.status_code == 429 and 60 < int(refused.headers["Retry-After"]) <= 201
+        assert (await http.get("/health/ready")).status_code == 200
 
 
 async def test_a_certificate_is_an_identity_and_so_is_a_connection(start_edge, served, tmp_path):

@@ -104,7 +104,7 @@ async def test_a_repository_serves_every_version_and_the_newest_by_default(start
             (sample.labels["model"], sample.labels["version"]): sample.value
             for family in families
             for sample in family.samples
-            if sample.name == "nv_inference_count"
+            if sample.name == "nv_inference_count_total"
         }
     assert counts == {("digits-wide", "10"): 2, ("digits-wide", "2"): 1, ("digits-narrow", "1"): 0}
 
