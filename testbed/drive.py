@@ -142,7 +142,7 @@ def _passes(
         | ({"edge": trio.edge} if isinstance(trio.edge, Node) else {})
         | ({} if trio.adversary is None else {"adversary": trio.adversary})
     )
-    pages = ", ".join(f"{name} http://{node.control}/" for name, node in watched.items())
+    pages = ", ".join(f"{name} {node.base}/" for name, node in watched.items())
     console.print(f"watch it: {pages}", style="dim", highlight=False, soft_wrap=True)
     with _progress(console) as progress:
         for plan in plans(scenario):
