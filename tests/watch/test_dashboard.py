@@ -35,8 +35,10 @@ from splitcore.telemetry.tracing import TraceConfig, Tracer
 
 WATCH = Path(__file__).parents[2] / "docker" / "watch"
 VARIABLES = {"$__rate_interval": "1m", "$model": ".*", "$__interval": "10s"}
-NEEDS_MORE = {"GPU"}
-"""panels that stay empty on a machine without a GPU"""
+NEEDS_MORE = {"GPU", "Detectors", "Time in detectors, a batch"}
+"""panels that stay empty on a machine without a GPU, and at an edge without detectors"""
+DETECTORS = {"latentbed_detected_rows", "latentbed_rejected_rows", "latentbed_detect_duration_us"}
+"""of an edge that has detectors: a detector has no series before it has detected anything"""
 
 
 def panels() -> list[dict[str, Any]]:
@@ -62,7 +64,7 @@ def names() -> set[str]:
     counts, deeds = Counts(), Deeds()
     for calls in (metrics.calls, counts.calls, deeds.server, deeds.client):
         calls.begin("/inference.GRPCInferenceService/ModelInfer").end(grpc.StatusCode.OK)
-    found = {"up", ENERGY, *GAUGES}
+    found = {"up", ENERGY, *GAUGES, *DETECTORS}
     for registry in (metrics.registry, phones(counts, Telemetry("client", None)), adversarys(deeds, tracer)):
         text = exposition(registry).decode()
         assert list(text_string_to_metric_families(text))
