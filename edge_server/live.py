@@ -48,7 +48,7 @@ def live_edge(metrics: Metrics, models: Models, pending: Callable[[], tuple[int,
         refused = sum(failures.values())
         return View(
             node="edge server",
-            title=", ".join(dict.fromkeys(model.name for model in models)),
+            title=", ".join(dict.fromkeys(model.name for model in models)) or "no model",
             state=why or "serving",
             well=not why,
             subtitle=" · ".join(dict.fromkeys(model.tail.device for model in models)),
