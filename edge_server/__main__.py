@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from edge_server.detectors.read import read_detector
 from edge_server.node import EdgeConfig, serve
 from edge_server.policy import BatchSettings, QueuePolicy, policy_of
 from splitcore.errors import LatentbedError
@@ -101,7 +102,8 @@ def main(
     ] = Status.GRPC,
     outputs: Annotated[Outputs, typer.Option(help="scores: logits and label; label: the label alone")] = Outputs.SCORES,
     trust: Annotated[
-        list[str] | None, typer.Option(help="MODULE, or FILE.py, whose code may build an artefact's tail; repeatable")
+        list[str] | None,
+        typer.Option(help="MODULE, or FILE.py, whose code may build an artefact's tail or be a detector; repeatable"),
     ] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM; with it the data plane speaks TLS alone")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM, of --tls-certificate")] = None,
@@ -120,6 +122,10 @@ def main(
     drain_delay_s: Annotated[
         float, typer.Option("--drain-delay", min=0, help="seconds between NOT_SERVING and refusing, for load balancers")
     ] = 0.0,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(help='what watches queries: a kind, as blacklight, or JSON, as {"kind": "query_rate", "rows_per_s": 30}'),
+    ] = None,
     grace_s: Annotated[float, typer.Option(min=0, help="seconds that clients have to half-close at the end")] = 3.0,
 ) -> None:
     """Serves artefacts' tails over the Open Inference Protocol until SIGTERM."""
@@ -154,6 +160,7 @@ def main(
             require_seal=require_seal,
             control_tls=server_tls(control_certificate, control_key),
             trust=tuple(trust or ()),
+            detectors=tuple(read_detector(text) for text in detector or ()),
             batching=BatchSettings(
                 **vars(default),
                 max_batch_size=max_batch_size,

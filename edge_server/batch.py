@@ -1,8 +1,9 @@
-"""One batch from payloads to replies: decode, log, compute. Runs on the tail's thread; values in, values out."""
+"""One batch from payloads to replies: decode, detect, log, compute. Runs on the tail's thread; values in, values out."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,15 +12,19 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_server.detectors.panel import Panel
 from edge_server.log import ModelLog
 from edge_server.queue import Job, Outcome, Taken
-from edge_server.refusal import Refused, invalid
+from edge_server.refusal import Refused, detected, invalid
 from splitcore.errors import CodecError
 from splitcore.frame import EDGE_US, Reply
 from splitcore.latent import F32
 from splitcore.wire.oip import FINAL_KEY, SCORES
 
 _log = logging.getLogger(__name__)
+
+REJECTED_LABEL = -1
+"""of a row that a detector rejected, in a reply that has others; its scores are zeros"""
 
 
 @dataclass(slots=True)
@@ -33,8 +38,12 @@ class Done:
     slices: list[int] = field(default_factory=list)
     """rows of every call of the tail"""
     input_ns: int = 0
+    detect_ns: int = 0
     infer_ns: int = 0
     output_ns: int = 0
+    detected: Counter[str] = field(default_factory=Counter)
+    """rows by the detector that detected them"""
+    rejected_rows: int = 0
 
 
 class OnDevice(Protocol):
@@ -77,7 +86,7 @@ def decode(jobs: Sequence[Job], room: Callable[[int], F32 | None] = lambda rows:
 
 class BatchComputer:
     """The steps of one model's batch, in the order that the log's promise needs: what is refused is not logged, what is
-    logged is computed."""
+    logged is computed, but for the rows of which the log says that a detector rejected them."""
 
     def __init__(
         self,
@@ -89,7 +98,9 @@ class BatchComputer:
         max_batch_size: int,
         labels_only: bool,
         now_ns: Callable[[], int],
+        panel: Panel | None = None,
     ) -> None:
+        self.panel = panel
         self._tail, self._log, self._now_ns = tail, log, now_ns
         self._model, self._version = model, version
         self._max_batch_size, self._labels_only = max_batch_size, labels_only
@@ -113,17 +124,23 @@ class BatchComputer:
             return
         decoded_ns = self._now_ns()
         done.input_ns = decoded_ns - jobs[0].dequeued_ns
+        rejected = None
+        if self.panel is not None:
+            rejected, done.detected = self.panel.look(jobs, latents)
+            done.detect_ns = self._now_ns() - decoded_ns
         try:
             self._log.append(jobs, decoded_ns)
         except OSError as error:
             _log.error("%d requests refused: cannot write %s: %s", len(jobs), self._log.path, error)
             _fail(jobs, done, f"the server's log cannot be written ({error.strerror}); nothing was computed")
             return
-        logits = self._logits(latents, done)
+        logits = self._logits(latents, done) if rejected is None else self._spared(latents, rejected, done)
         tail_done_ns = self._now_ns()
-        done.infer_ns = tail_done_ns - decoded_ns
-        done.computed_rows = len(latents)
+        done.infer_ns = tail_done_ns - decoded_ns - done.detect_ns
+        done.computed_rows = sum(done.slices)
         labels = logits.argmax(axis=1).astype(np.int64, copy=False)
+        if rejected is not None:
+            labels[rejected] = REJECTED_LABEL
         finite = np.asarray(np.isfinite(logits).all(axis=1))
         at = 0
         for job in jobs:
@@ -156,7 +173,19 @@ class BatchComputer:
             done.slices.append(len(parts[-1]))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def _spared(self, latents: F32, rejected: NDArray[np.bool_], done: Done) -> F32:
+        """[rows, classes]: as `_logits`, zeros for the rows that the tail shall not see."""
+        done.rejected_rows = int(rejected.sum())
+        if done.rejected_rows == len(latents):
+            return np.zeros((len(latents), 1), np.float32)  # nobody sees these: every request is refused
+        computed = self._logits(latents[~rejected], done)
+        logits = np.zeros((len(latents), computed.shape[1]), np.float32)
+        logits[~rejected] = computed
+        return logits
+
     def _outcome(self, job: Job, scores: F32, labels: NDArray[np.int64], finite: NDArray[np.bool_]) -> Outcome:
+        if job.rejected is not None and job.rejected.all():
+            return detected()
         if not finite.all():
             return Refused(
                 grpc.StatusCode.INTERNAL,

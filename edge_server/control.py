@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from edge_server.detectors.panel import Order
+from edge_server.detectors.read import said
 from edge_server.metrics import Metrics
 from edge_server.models import Model as Served
 from edge_server.queue import BatchSettings
@@ -52,6 +54,24 @@ class Model(BaseModel):
     batching: BatchSettings
 
 
+class Detector(BaseModel):
+    settings: dict[str, Any] = Field(description="kind, action and whatever else it has")
+    detected_rows: dict[str, int] = Field(description="since the start, by model and version")
+
+
+class Detectors(BaseModel):
+    detectors: list[Detector]
+    order: Order | None = Field(description="what all of them do for now; null: each its own action")
+
+
+class Begin(BaseModel):
+    """What the detectors do from now on, everything forgotten that they have seen."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    order: Order | None = Field(None, description="reject, flag or off, for all of them; null: each its own action")
+
+
 class Models(BaseModel):
     models: list[Model]
 
@@ -67,7 +87,7 @@ def edge_app(
     token: str,
     names: frozenset[str] = frozenset(),
 ) -> FastAPI:
-    """What is served, and the protocol over HTTP. Loading and unloading want the token."""
+    """What is served, what watches it, and the protocol over HTTP. Whatever changes something wants the token."""
     app, with_token = control_app("latentbed edge server", token=token, names=names, large=LARGE_BODIES)
     add_rest(app, service, with_token)
 
@@ -110,6 +130,33 @@ def edge_app(
     async def models() -> Models:
         """What is served, from which artefacts, on what, and how it is batched."""
         return Models(models=[described(model) for model in service.models])
+
+    def watching() -> Detectors:
+        watched = [(model, model.computer.panel) for model in service.models if model.computer.panel is not None]
+        if not watched:
+            return Detectors(detectors=[], order=None)
+        detected = {f"{model.name}/{model.version}": model.counts.detected for model, _ in watched}
+        first = watched[0][1]
+        return Detectors(
+            detectors=[
+                Detector(settings=said(config), detected_rows={name: rows[config.kind] for name, rows in detected.items()})
+                for config in first.configs
+            ],
+            order=first.order,
+        )
+
+    @app.get("/detectors")
+    async def detectors() -> Detectors:
+        """What watches the queries, what it does for now, and how much it has detected."""
+        return watching()
+
+    @app.put("/detectors", dependencies=[with_token], responses={400: {"description": "a body that is no JSON"}})
+    def begin(body: Begin) -> Detectors:
+        """All detectors of all models forget what they have seen: a new day, a new measurement."""
+        for model in service.models:
+            if model.computer.panel is not None:
+                model.computer.panel.begin(body.order)
+        return watching()
 
     @app.get("/log", response_class=StreamingResponse, responses=NDJSON)
     def server_log(run: Annotated[str, Query(pattern=RUN)]) -> StreamingResponse:

@@ -1,13 +1,16 @@
 """The server's own log: every request that is about to be computed, written before it is computed.
 
 An adversary's ledger is compared with it row by row, so it must hold what the tail saw and nothing else: refused,
-expired and cancelled requests are not in it, and a killed process leaves every row that it had begun to compute.
+expired and cancelled requests are not in it, and a killed process leaves every row that it had begun to compute. What a
+detector found stands with its request: `detected` has the rows by detector, `rejected` those that the tail then did not see.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from edge_server.queue import Job
 from splitcore import journal
@@ -37,6 +40,8 @@ class ServerLog:
                     "rows": job.rows,
                     "t_ns": now_ns,
                     **says,
+                    **({"detected": job.detected} if job.detected else {}),
+                    **({"rejected": np.flatnonzero(job.rejected).tolist()} if job.rejected is not None else {}),
                 }
                 for job in jobs
             )

@@ -65,6 +65,9 @@ class Counts:
         """wall clock, since 1970; 0: never"""
         self.output_ns = 0
         """computed to answered, of answers that have left"""
+        self.detect_ns = self.rejected_rows = 0
+        self.detected: Counter[str] = Counter()
+        """rows, by the detector that detected them"""
         self.load_s = 0.0
         """how long the model took to be ready, the last time"""
         self.latency, self.batch = Histogram(), Histogram(ROWS)
@@ -79,6 +82,9 @@ class Counts:
         self.failures["CANCELED"] += len(done.cancelled)
         self.executions += len(done.slices)
         self.rows += done.computed_rows
+        self.detect_ns += done.detect_ns
+        self.rejected_rows += done.rejected_rows
+        self.detected.update(done.detected)
         if done.slices:
             self.last_inference_ms = time.time_ns() // 1_000_000
         for rows in done.slices:
@@ -162,6 +168,13 @@ class Metrics(Collector):
         yield summed("nv_inference_compute_input_duration_us", "Decoding", lambda of: of.requests.input_ns / 1e3)
         yield summed("nv_inference_compute_infer_duration_us", "Logging and the tail", lambda of: of.requests.infer_ns / 1e3)
         yield summed("nv_inference_compute_output_duration_us", "The answer on its way out", lambda of: of.output_ns / 1e3)
+        yield summed("latentbed_detect_duration_us", "Detectors, a batch once", lambda of: of.detect_ns / 1e3)
+        yield summed("latentbed_rejected_rows", "Rows that a detector rejected: not computed", lambda of: of.rejected_rows)
+        detected = counter("latentbed_detected_rows", "Rows that a detector detected, flagged too", [*labels, "detector"])
+        for of, counts in models:
+            for detector, count in counts.detected.items():
+                detected.add_metric([*of, detector], count)
+        yield detected
         load = GaugeMetricFamily("nv_model_load_duration_secs", "How long the model took to be ready", labels=labels)
         for of, counts in models:
             load.add_metric(of, counts.load_s)

@@ -23,6 +23,8 @@ from edge_server.batch import BatchComputer
 from edge_server.batcher import Batcher
 from edge_server.choose_tail import Where, choose, record
 from edge_server.control import edge_app
+from edge_server.detectors import AnyDetector
+from edge_server.detectors.panel import Panel, built
 from edge_server.describe import Describe
 from edge_server.live import live_edge
 from edge_server.log import ServerLog
@@ -88,7 +90,9 @@ class EdgeConfig:
     """of sealed frames; None: nothing is sealed"""
     require_seal: bool = False
     trust: tuple[str, ...] = ()
-    """modules or files whose code may build an artefact's tail"""
+    """modules or files whose code may build an artefact's tail, or be a detector"""
+    detectors: tuple[AnyDetector, ...] = ()
+    """what watches every model's batches before the tail, each model apart"""
     batching: BatchSettings = field(default_factory=BatchSettings)
     drain_delay_s: float = 0.0
     """how long the server goes on taking requests after it said NOT_SERVING, so that load balancers stop sending any"""
@@ -211,6 +215,7 @@ class EdgeServer:
             max_batch_size=size,
             labels_only=config.labels_only,
             now_ns=now_ns,
+            panel=Panel(built(config.detectors, config.trust), artefact.latent) if config.detectors else None,
         )
         return Model(
             artefact=artefact,

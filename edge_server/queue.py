@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_server.fair import FairQueue
 from edge_server.forecast import NOTHING, Line
 from edge_server.policy import BatchSettings, QueuePolicy
@@ -54,6 +57,10 @@ class Job:
     """the key of the model that it goes to (`Model.key`): the frame itself may leave names and version out"""
     delayed_ns: int | None = None
     """when it goes behind the others: its timeout, where that delays"""
+    detected: dict[str, list[int]] | None = None
+    """its rows that detectors detected, by the detector's kind; None: none was"""
+    rejected: NDArray[np.bool_] | None = None
+    """[rows]: those that are not computed; None: all are"""
     dequeued_ns: int = 0
     decoded_ns: int = 0
     tail_done_ns: int = 0

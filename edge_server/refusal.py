@@ -10,7 +10,7 @@ from splitcore.errors import LatentbedError
 
 Reason = Literal[
     "INVALID", "HANDSHAKE", "UNAUTHENTICATED", "FORBIDDEN", "REJECTED_RATE", "REJECTED_FULL", "REJECTED_DEADLINE",
-    "REJECTED_DRAINING", "CANCELED", "BACKEND"
+    "REJECTED_DRAINING", "REJECTED_DETECTED", "CANCELED", "BACKEND"
 ]  # fmt: skip
 """the label `reason` of nv_inference_request_failure; CANCELED and BACKEND are Triton's own"""
 
@@ -42,6 +42,15 @@ class Refused(LatentbedError):  # noqa: N818 - an answer, not a fault
 def invalid(text: str) -> Refused:
     """The request itself is wrong; sent again it will be refused again."""
     return Refused(grpc.StatusCode.INVALID_ARGUMENT, "INVALID", text)
+
+
+def detected() -> Refused:
+    """Of a request with no row that a detector let through. Which one it was, and why, stands in the server's log alone."""
+    return Refused(
+        grpc.StatusCode.PERMISSION_DENIED,
+        "REJECTED_DETECTED",
+        "rejected: a detector took this for an attack's query; it was not computed, and asked again it is rejected again",
+    )
 
 
 def draining() -> Refused:
