@@ -419,7 +419,7 @@ class Campaign:
             self._record.answered(frame.id, rows, request.slot)
         if isinstance(reply, Exception):
             pass  # its end stands in the ledger
-        elif rows.why:
+        elif rows.why and not rows.rejected.any():
             self._ledger.lost(frame.id, frame.attempt, rows.why)
         else:
             self._ledger.answered(frame.id, frame.attempt)

@@ -187,6 +187,8 @@ class _Pass:
         self.policy = None if plan.stream is None else _json(plan.stream.policy)
         self.feedback = "none"
         """what the attack learns from an answer, as the adversary says it: it has the attack's code, this process need not"""
+        self.detectors: list[dict[str, Any]] = []
+        """what watches at the edge in this pass, each with the action that it takes"""
         self.learned: dict[str, Any] = {}
         """what became of its lesson, likewise"""
         self.scale: dict[str, Any] | None = None
@@ -195,6 +197,7 @@ class _Pass:
 
     def make(self, into: Path, progress: Progress) -> None:
         into.mkdir(parents=True, exist_ok=True)
+        self._watch()
         if self.trio.adversary is not None:
             asked = time.monotonic()
             said = self.trio.adversary.put("/behaviour", self._behaviour(), patience_s=LESSON_S)
@@ -217,6 +220,15 @@ class _Pass:
         temporary = into / "pass.json.new"
         temporary.write_text(json.dumps(self._description(wall_s), indent=1) + "\n")
         temporary.replace(into / "pass.json")
+
+    def _watch(self) -> None:
+        """Every pass is a day of its own to the detectors: what they saw of the one before is forgotten."""
+        if not self.trio.edge.get("/detectors")["detectors"]:
+            return
+        order = None if self.attack is None else self.attack.detectors
+        found = self.trio.edge.put("/detectors", {"order": order})["detectors"]
+        settings = [detector["settings"] for detector in found]
+        self.detectors = [{**one, "action": order or one["action"]} for one in settings if order != "off"]
 
     def _note(self) -> str:
         if self.attack is None or self.trio.adversary is None:
@@ -284,7 +296,7 @@ class _Pass:
             "attack": self._of_the_adversary(),
             "opaque": self.scenario.security is not None and self.scenario.security.level == "mtls",
             "policy": self.policy, "cuts": self._cuts(),
-            "source": _json(self.source),
+            "source": _json(self.source), "detectors": self.detectors,
             "point": threat.point if threat else None, "norm": threat.norm if threat else None,
             "eps": threat.eps if threat else None, "eps_unit": threat.eps_unit if threat else None,
             "eps_absolute": self._eps_absolute(threat) if threat else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import ssl
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from edge_server.detectors.read import said
 from splitcore.control import load_token
 from splitcore.errors import LatentbedError
 from splitcore.node import END_WITH_STDIN, begin, read_ready
@@ -226,6 +228,7 @@ def local_nodes(
         options += ["--preserve-ordering"] * edge.preserve_ordering
         options += ["--no-allow-timeout-override"] * (not edge.allow_timeout_override)
         options += [text for entry in edge.trust for text in ("--trust", entry)]
+        options += [text for detector in edge.detectors for text in ("--detector", json.dumps(said(detector)))]
         edge_node: Node | Foreign
         endpoint: list[str] = []
         if scenario.server is None:

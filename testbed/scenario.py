@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapt
 from adversary.attacks import AttackConfig, OwnAttack
 from adversary.pool import PoolConfig, Recording, fits_pool
 from adversary.relay import Order
+from edge_server.detectors import AnyDetector
 from edge_server.policy import TimeoutAction
 from edge_server.trial import TailKind
 from mobile_client.passes import MAX_COUNT, Load, Offline, Policy
@@ -42,6 +43,8 @@ class AttackPass(_Strict):
     """of the frames that are attacked"""
     frames: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
     """of this pass; None: the scenario's"""
+    detectors: Literal["reject", "flag", "off"] | None = None
+    """what the edge's detectors do in this pass: `flag` writes down what they find and lets it through; None: as configured"""
     max_held: Annotated[int, Field(ge=1, le=65536)] = 256
     sections: Annotated[int, Field(ge=2, le=64)] | Literal["auto"] = "auto"
     """parts a section search cuts its interval into: 2 asks the fewest rows, more need fewer round trips; `auto` measures"""
@@ -149,7 +152,10 @@ class Edge(_Strict):
     max_queue_delay_microseconds: Annotated[int, Field(ge=0)] = 0
     max_queue_size: Annotated[int, Field(ge=1)] = 4096
     trust: tuple[str, ...] = ()
-    """whose code may build a tail that is not of splitcore.nn: modules, or files `x.py` relative to the scenario's file"""
+    """whose code may build a tail that is not of splitcore.nn, or be a detector: modules, or files `x.py` relative to the
+    scenario's file"""
+    detectors: tuple[AnyDetector, ...] = ()
+    """what watches the queries; they forget what they have seen before every pass"""
 
 
 class Adversary(_Strict):

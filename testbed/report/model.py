@@ -369,6 +369,37 @@ class ByCut(Strict):
     switches: list[Switch]
 
 
+class Detection(Strict):
+    """What one detector of the edge made of one pass."""
+
+    name: str
+    """of the pass"""
+    detector: str
+    """its kind"""
+    action: Literal["reject", "flag"]
+    """reject: what it detected was not computed; flag: it was"""
+    settings: dict[str, Any]
+    attacked: bool
+    """false: nobody asked anything, so what it detected were false alarms"""
+    frames: Rate
+    """of the phone's own frames that reached the edge, those that it detected; in a pass without an attack its false positive
+    rate"""
+    queries: Rate | None
+    """of the adversary's queries, those that it detected; null where nothing was asked"""
+    sessions: Rate | None
+    """of the sessions that asked anything, those of which it detected a query"""
+    first_detection: float | None
+    """number of the first detected query of a session, from 1, median over the sessions of which it detected one"""
+    first_detections: list[int]
+    """all of them, ascending"""
+    asr: Rate | None
+    """of this pass, as in `attacks`"""
+    without: str | None
+    """the pass that is the same but for its detectors, which rejected nothing there"""
+    asr_without: Rate | None
+    """of that pass"""
+
+
 class GpuPath(Strict):
     commit: str
     device: str
@@ -473,6 +504,8 @@ class Report(Strict):
     """the passes of a scenario with several prepared cuts, but attacked ones"""
     security: SecurityReport | None
     """null where the scenario has none"""
+    detectors: list[Detection]
+    """one a pass and detector; empty where the edge had none"""
     gpu_path: GpuPath | Literal["never"]
     """where the path through a GPU last ran"""
     notes: list[str]

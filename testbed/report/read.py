@@ -65,6 +65,8 @@ class PassInfo(_Line):
     """what the phone showed; None: a run of before this was written down"""
     server: dict[str, Any] | None = None
     """of a foreign server what it calls itself, and the requests and rows that it counted; None: ours, which keeps a log"""
+    detectors: list[dict[str, Any]] = []
+    """what watched at the edge, each with the action that it took in this pass"""
 
 
 class FrameLine(_Line):

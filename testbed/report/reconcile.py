@@ -53,6 +53,8 @@ class ServerRow:
     rows: int
     edges: frozenset[str] = frozenset()
     """whose logs have it, where there are several"""
+    detected: dict[str, list[int]] = field(default_factory=dict)
+    """which of its rows a detector detected, by the detector's kind"""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ def server_rows_of(lines: Iterable[Mapping[str, Any]]) -> dict[Key, ServerRow]:
     rows: dict[Key, ServerRow] = {}
     for line in lines:
         edges = frozenset({str(line["edge"])} if "edge" in line else ())
-        row = ServerRow(str(line["id"]), int(line["attempt"]), str(line["origin"]), int(line["rows"]), edges)
+        row = ServerRow(
+            str(line["id"]), int(line["attempt"]), str(line["origin"]), int(line["rows"]), edges, line.get("detected") or {}
+        )
         before = rows.setdefault((row.id, row.attempt), row)
         if not edges <= before.edges:
             rows[row.id, row.attempt] = replace(before, edges=before.edges | edges)

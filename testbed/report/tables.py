@@ -85,6 +85,7 @@ def queries_csv(passes: Sequence[Measured]) -> str:
                     "outcome": "answered" if entry.answered else "lost",
                     "reason": entry.reason if entry.ends else "no end: the process was killed",
                     "server_rows": logged.rows if logged else None,
+                    "detected_rows": len({at for rows in logged.detected.values() for at in rows}) if logged else None,
                 }
             )
     return _csv(rows)
@@ -125,6 +126,7 @@ def markdown(report: Report) -> str:
         cells += [f"{number(a.distance)}, {number(a.distance_sent)}"]
         cells += [number(a.queries.total), number(a.queries.median_of_successes), number(a.requests), f"{a.wall_s:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += _detectors(report)
     lines += _hold(report)
     lines += _client(report)
     lines += _by_cut(report)
@@ -164,6 +166,19 @@ def _security(report: Report) -> list[str]:
 
 def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {n}" for name, n in counts.items())
+
+
+def _detectors(report: Report) -> list[str]:
+    if not report.detectors:
+        return []
+    lines = ["", "What the edge's detectors made of each pass; of the phone's own frames without an attack: false alarms:", ""]
+    lines += ["| pass | detector | action | ASR | without | queries detected | sessions detected | first detection, query "]
+    lines[-1] += "| phone's frames detected |"
+    lines += ["|---|---|---|---|---|---|---|--:|---|"]
+    for d in report.detectors:
+        cells = [d.name, d.detector, d.action, percent(d.asr), percent(d.asr_without), percent(d.queries), percent(d.sessions)]
+        lines.append(f"| {' | '.join([*cells, number(d.first_detection), percent(d.frames)])} |")
+    return lines
 
 
 def _hold(report: Report) -> list[str]:
