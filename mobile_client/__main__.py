@@ -68,6 +68,7 @@ def main(
     artefact: Artefact = None,
     state: State = None,
     target: Target = None,
+    direct: Annotated[str | None, typer.Option(help="where frames of passes go that say `direct`, host:port")] = None,
     control: Annotated[str, typer.Option(help="address of the control API; port 0: any free one")] = "127.0.0.1:0",
     token_file: Annotated[Path | None, typer.Option(help="default: STATE/token, made when absent")] = None,
     names: Annotated[str, typer.Option(help="further Host names of the control API, comma-separated")] = "",
@@ -110,7 +111,7 @@ def main(
     )
     security = _or_end(_security, (tls_trust, tls_certificate, tls_key, tls_name), access_token_file, seal_key_file)
     setting = _setting(artefact, state, head, threads, spinning)
-    phone = _phone(artefact, target, node=node, data_dir=data_dir, setting=setting, patience_s=patience_s,
+    phone = _phone(artefact, target, node=node, data_dir=data_dir, setting=setting, patience_s=patience_s, direct=direct,
                    endpoint=_or_end(described, endpoint), **security)  # fmt: skip
     raise typer.Exit(_run(serve(config, phone)))
 

@@ -91,20 +91,21 @@ class Passes:
         finally:
             record.close()
             self._now = None
-            self._ended[run] = _ended(record.request, len(record.done), error)
+            self._ended[run] = _ended(record.request, len(record.done), error, record.alarms)
 
     def status(self, run: str) -> PassStatus:
         """Raises KeyError, ScenarioError."""
         if self._now is not None and self._now.record.request.run == run:
             record = self._now.record
-            return PassStatus(run=run, state="running", done=len(record.done), count=record.request.count)
+            return PassStatus(run=run, state="running", done=len(record.done), count=record.request.count, alarms=record.alarms)
         if run not in self._ended:
             request = read_request(self.folder(run))
             if request is None:
                 raise KeyError(run)
-            done = len({row["sequence"] for row in journal.read(self.folder(run) / FRAMES)})
+            lines = {row["sequence"]: bool(row.get("alarm")) for row in journal.read(self.folder(run) / FRAMES)}
+            done = len(lines)
             error = None if done == request.count else "the phone was restarted: post the run again to go on"
-            self._ended[run] = _ended(request, done, error)
+            self._ended[run] = _ended(request, done, error, sum(lines.values()))
         return self._ended[run]
 
     @property
@@ -122,9 +123,9 @@ class Passes:
             await asyncio.gather(task, return_exceptions=True)
 
 
-def _ended(request: PassRequest, done: int, error: str | None) -> PassStatus:
+def _ended(request: PassRequest, done: int, error: str | None, alarms: int) -> PassStatus:
     state: Literal["done", "failed"] = "done" if error is None else "failed"
-    return PassStatus(run=request.run, state=state, done=done, count=request.count, error=error)
+    return PassStatus(run=request.run, state=state, done=done, count=request.count, error=error, alarms=alarms)
 
 
 def phone_app(passes: Passes, *, token: str, names: frozenset[str], end: Callable[[int], None]) -> FastAPI:

@@ -69,6 +69,17 @@ class Replan(_Strict):
 Policy: TypeAlias = Annotated[Fixed | Replan, Field(discriminator="kind")]
 
 
+class Timing(_Strict):
+    """The edge says in each reply how long it had the frame, and the phone looks at how long the way was (timing.py)."""
+
+    baseline: Annotated[str, Field(pattern=RUN_PATTERN)] | None = None
+    """a run of this phone, with timing, that shows what an honest way is like; None: this one's ways are only written down"""
+    window: Annotated[int, Field(ge=1, le=10_000)] = 8
+    """answers in a row that are judged together"""
+    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """share of the baseline's own windows above the threshold"""
+
+
 class PassRequest(_Strict):
     """One pass. The same run posted again goes on where it stopped."""
 
@@ -86,6 +97,10 @@ class PassRequest(_Strict):
     """one that changes begins anew when the pass is resumed"""
     policy: Policy = Fixed()
     """which of the prepared cuts a frame goes through"""
+    timing: Timing | None = None
+    """None: nobody looks"""
+    direct: bool = False
+    """past whatever is between, to the address that the phone was started with as --direct"""
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     """of the arrivals and of the link"""
 
@@ -98,3 +113,5 @@ class PassStatus(_Strict):
     done: int
     count: int
     error: str | None = None
+    alarms: int = 0
+    """windows of frames whose way was longer than an honest one: somebody may hold them"""

@@ -18,11 +18,12 @@ from mobile_client.camera import Arrival, Camera
 from mobile_client.cuts import Cut, Cuts
 from mobile_client.exchange import request_of
 from mobile_client.load import arrivals_ns
-from mobile_client.passes import Fixed, Replan
+from mobile_client.passes import Fixed, PassRequest, Replan
 from mobile_client.policy import Chooser, FixedChooser, Replanner
 from mobile_client.record import PassRecord
 from mobile_client.sender import Sender
 from mobile_client.settings import Setting
+from mobile_client.timing import Watch
 from splitcore.data.source import open_source
 from splitcore.errors import ScenarioError
 from splitcore.link import shaped
@@ -65,6 +66,8 @@ class PhoneConfig:
     """which head runs, and how"""
     patience_s: float = 60.0
     """how long the phone tries to reach a server that does not answer"""
+    direct: str | None = None
+    """where the frames of a pass go that says `direct`"""
 
 
 class Phone:
@@ -85,13 +88,14 @@ class Phone:
             raise ScenarioError("expected policy fixed before a foreign server, got replan: it does not say how long it took")
         if config.endpoint is not None and config.seal_key is not None:
             raise ScenarioError("expected frames in clear before a foreign server, got a key to seal them: it has none")
+        watch = None if request.timing is None else Watch.of(request.timing, record.folder.parent)
         cuts = self._cuts.for_pass(request.policy, request.codec)
         loop = asyncio.get_running_loop()
         samples = await loop.run_in_executor(self._thread, open_source, request.source, self._cuts.first, config.data_dir)
         camera = Camera(samples, request.run, config.node, self._thread)
         chooser = await _chooser(record, cuts, camera)
         async with contextlib.AsyncExitStack() as path:
-            target, tls = config.target, config.tls
+            target, tls = self._target(request), config.tls
             if request.link is not None:
                 relay = await path.enter_async_context(shaped(target, request.link, request.seed))
                 # the server's certificate has the name by which it is known, not that of the link's near end
@@ -108,6 +112,7 @@ class Phone:
                 record=record,
                 telemetry=self.telemetry,
                 patience_s=config.patience_s,
+                watch=watch,
             )
             arrivals = arrivals_ns(request.load, request.count, request.seed)
 
@@ -126,6 +131,13 @@ class Phone:
                 _log.info("%s: %d streams lost, %d answers dropped", request.run, sender.losses, sender.dropped)
                 if sender.forged:
                     _log.warning("%s: %d answers that the server did not seal were dropped", request.run, sender.forged)
+
+    def _target(self, request: PassRequest) -> str:
+        if not request.direct:
+            return self.config.target
+        if self.config.direct is None:
+            raise ScenarioError(f"run {request.run} says direct: expected a phone that was started with --direct host:port")
+        return self.config.direct
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)

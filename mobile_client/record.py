@@ -36,6 +36,7 @@ class PassRecord:
         self._claim()
         self.done = {int(row["sequence"]) for row in journal.read(folder / FRAMES)}
         """sequences that have their line"""
+        self.alarms = 0
         self._frames, self._attempts = journal.Journal(folder / FRAMES), journal.Journal(folder / ATTEMPTS)
         self._earlier: dict[str, int] = {}
         self._earlier_cut: dict[str, str] = {}
@@ -102,8 +103,13 @@ class PassRecord:
         self._attempts.append(*(_attempt("lost", shot.id, shot.attempt, reason) for shot in shots))
         self.counts.lost += len(shots)
 
-    def answered(self, shot: Shot, predicted: int | None, error: str | None, answered_ns: int) -> None:
-        """The frame's one line. The attempt goes first: killed in between, the frame is asked again, not half known."""
+    def answered(
+        self, shot: Shot, predicted: int | None, error: str | None, answered_ns: int, timing: journal.Row | None = None
+    ) -> None:
+        """The frame's one line, with what timing says of it.
+
+        The attempt goes first: killed in between, the frame is asked again, not half known.
+        """
         self._attempts.append(_attempt("answered" if error is None else "lost", shot.id, shot.attempt, error))
         total_ms = (answered_ns - shot.scheduled_ns) / 1e6
         deadline_ms = self.request.deadline_ms
@@ -123,8 +129,10 @@ class PassRecord:
                 "late": deadline_ms is not None and total_ms > deadline_ms,
                 "bytes_up": shot.bytes_up,
                 "head": shot.head,
+                **(timing or {}),
             }
         )
+        self.alarms += bool(timing and timing.get("alarm"))
         self.done.add(shot.sequence)
         self.counts.came_back(shot, predicted, error, total_ms / 1e3, late=deadline_ms is not None and total_ms > deadline_ms)
 

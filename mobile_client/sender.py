@@ -26,6 +26,7 @@ from mobile_client.observed import ObservedLink
 from mobile_client.policy import Chooser
 from mobile_client.record import PassRecord
 from mobile_client.shot import Shot
+from mobile_client.timing import Watch, way_ms
 from splitcore.errors import LatentbedError, SecurityError, WireError
 from splitcore.frame import Reply
 from splitcore.telemetry.calls import Call
@@ -76,6 +77,7 @@ class Sender:
         access_token: str | None = None,
         seal_key: bytes | None = None,
         endpoint: EndpointConfig | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.connected = asyncio.Event()
         """set for good when hands were shaken the first time"""
@@ -91,6 +93,8 @@ class Sender:
         self._token = () if access_token is None else (("authorization", f"Bearer {access_token}"),)
         self._seal_key = seal_key
         self._seal: ClientStream | None = None
+        self._watch_ways = watch
+        self._timed = watch is not None or chooser.link is not None
         self._backoff = Backoff(patience_s)
         self._room = asyncio.Semaphore(window)
         self._window: dict[str, Shot] = {}
@@ -262,7 +266,7 @@ class Sender:
                 shot = self._unsent.popleft()
                 shot.attempt += 1
                 message = request_of(
-                    shot, self._record.request.deadline_ms, timed=self._chooser.link is not None, seal=self._seal,
+                    shot, self._record.request.deadline_ms, timed=self._timed, seal=self._seal,
                     form=self._form,
                 )  # fmt: skip
                 shot.message_bytes = len(message)
@@ -335,7 +339,10 @@ class Sender:
         predicted, error = judge(reply, len(shot.cut.manifest.classes))
         if error is None:
             self._chooser.answered(shot, reply.edge_ms, answered_ns)
-        self._record.answered(shot, predicted, error, answered_ns)
+        timing = None
+        if self._watch_ways is not None:
+            timing = self._watch_ways.answered(way_ms(shot.sent_ns, answered_ns, reply.edge_ms), shot.message_bytes)
+        self._record.answered(shot, predicted, error, answered_ns, timing)
         self._telemetry.span(
             shot.id,
             shot.attempt,

@@ -73,13 +73,17 @@ class Plan:
 
 
 def plans(scenario: Scenario) -> list[Plan]:
-    """Clean first, then the identity codec, then the streams and the attacks in their order."""
+    """Clean first, then the identity codec, then the streams and the attacks in their order.
+
+    One that goes past the adversary comes before all: the phone compares its timing with that.
+    """
     whole: list[tuple[str, str, Pass | StreamPass | None]] = [
         ("clean", "clean", None),
         ("identity", "identity", None),
         *((stream.name, "stream", stream) for stream in scenario.streams),
         *((attack.name, "attack", attack) for attack in scenario.attacks),
     ]
+    whole.sort(key=lambda plan: not (isinstance(plan[2], StreamPass) and plan[2].direct))
     return [Plan(number, name, kind, configured) for number, (name, kind, configured) in enumerate(whole)]
 
 
@@ -184,6 +188,8 @@ class _Pass:
         self.source = scenario.source
         if isinstance(plan.attack, RecordPass) and plan.attack.source is not None:
             self.source = plan.attack.source
+        self.direct = plan.stream is not None and plan.stream.direct
+        self.timing = self._timing()
         self.policy = None if plan.stream is None else _json(plan.stream.policy)
         self.feedback = "none"
         """what the attack learns from an answer, as the adversary says it: it has the attack's code, this process need not"""
@@ -244,7 +250,7 @@ class _Pass:
             trio.client.save(f"/passes/{run}/plan", into / "plan.jsonl")
         if trio.edges:
             _save_logs(trio.edges, into / "server.jsonl", run)
-        if trio.adversary is not None:
+        if trio.adversary is not None and not self.direct:
             trio.adversary.save("/ledger", into / "queries.jsonl", run=run)
             trio.adversary.save("/sessions", into / "sessions.jsonl", run=run)
             if isinstance(self.plan.attack, ProbePass):
@@ -278,6 +284,7 @@ class _Pass:
             "codec": None if self.codec_config is None else _json(self.codec_config), "source": _json(self.source),
             **{key: self._dump(key) for key in ("load", "window", "deadline_ms", "link")},
             **({} if self.policy is None else {"policy": self.policy}),
+            **({"direct": True} if self.direct else {}), **({} if self.timing is None else {"timing": self.timing}),
         }  # fmt: skip
 
     def _dump(self, key: str) -> Any:
@@ -289,13 +296,13 @@ class _Pass:
         link = self._dump("link")
         return {
             "name": self.plan.name, "run": self.run, "kind": self.plan.kind,
-            "adversary": self.trio.adversary is not None, "codec": self.codec.name, "count": self.frames,
+            "adversary": self.trio.adversary is not None and not self.direct, "codec": self.codec.name, "count": self.frames,
             "load": self._dump("load"), "window": self.scenario.window,
             "link": link if link is None or isinstance(link, str) else json.dumps(link),
             "deadline_ms": self.scenario.deadline_ms,
             "attack": self._of_the_adversary(),
             "opaque": self.scenario.security is not None and self.scenario.security.level == "mtls",
-            "policy": self.policy, "cuts": self._cuts(),
+            "policy": self.policy, "timing": self.timing, "cuts": self._cuts(),
             "source": _json(self.source), "detectors": self.detectors,
             "point": threat.point if threat else None, "norm": threat.norm if threat else None,
             "eps": threat.eps if threat else None, "eps_unit": threat.eps_unit if threat else None,
@@ -327,6 +334,16 @@ class _Pass:
             return {"device": edge.get("/models")["models"][0]["device"]}
         counted = edge.counts().since(self.before)
         return {"device": edge.says, "server": {"says": edge.says, "requests": counted.requests, "rows": counted.rows}}
+
+    def _timing(self) -> dict[str, Any] | None:
+        """What the phone is told of it: the pass that it compares with is the first of this codec with nobody on the way, or
+        none who holds anything."""
+        watch = self.scenario.phone.timing
+        if watch is None:
+            return None
+        baseline = next(one for one in plans(self.scenario) if one.kind == "clean" or (one.stream and one.stream.direct))
+        compared = self.plan.number > baseline.number and self.plan.kind != "identity"
+        return {**watch.model_dump(), "baseline": f"{self.whole_run}.{baseline.name}" if compared else None}
 
     def _cuts(self) -> dict[str, str]:
         """What each prepared artefact's frames go through, by its name; empty where there is one alone."""

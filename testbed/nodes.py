@@ -237,7 +237,7 @@ def local_nodes(
             edge_node = stopping.enter_context(foreign_server(scenario.server, artefact, states / "server"))
             target = edge_node.target
             endpoint = ["--endpoint", str(edge_node.describe(states / "endpoint.json"))]
-        adversary_node = None
+        adversary_node, edge_target = None, target
         if scenario.adversary:
             trust = () if isinstance(scenario.adversary, bool) else scenario.adversary.trust
             options = [text for entry in trust for text in ("--trust", entry)]
@@ -246,6 +246,7 @@ def local_nodes(
             options += [*(endpoint or ours), *arming.adversary]
             adversary_node, target = start("adversary", "adversary", ["--upstream", target, *data, *options])
         options = ["--head", scenario.phone.head, "--threads", str(scenario.phone.threads), *endpoint, *arming.client]
+        options += ["--direct", edge_target]
         client_node, _ = start("mobile_client", "client", [*ours, *further, "--target", target, *data, *options])
         yield Trio(client_node, edge_node, adversary_node)
 

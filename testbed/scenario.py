@@ -14,7 +14,7 @@ from adversary.relay import Order
 from edge_server.detectors import AnyDetector
 from edge_server.policy import TimeoutAction
 from edge_server.trial import TailKind
-from mobile_client.passes import MAX_COUNT, Load, Offline, Policy
+from mobile_client.passes import MAX_COUNT, Fixed, Load, Offline, Policy
 from splitcore import document
 from splitcore.artefact import FLOAT32, HeadName
 from splitcore.codec import CodecConfig
@@ -101,6 +101,15 @@ EitherPass: TypeAlias = (
 )
 
 
+class Watch(_Strict):
+    """How the phone judges the time that its frames are away."""
+
+    window: Annotated[int, Field(ge=1, le=10_000)] = 8
+    """answers in a row that are judged together"""
+    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """share of the baseline's own windows above the threshold"""
+
+
 class Phone(_Strict):
     """How the phone is started, where the testbed starts it."""
 
@@ -108,6 +117,8 @@ class Phone(_Strict):
     """those in int8 are made by `latentbed quantise`; auto: what the phone measures to be best"""
     threads: Annotated[int, Field(ge=1)] = 1
     """of ONNX Runtime; `auto` chooses its own"""
+    timing: Watch | None = None
+    """whether the phone looks for somebody who holds its frames. Its baseline is the first `direct` pass, else the clean one"""
 
 
 class OtherCut(_Strict):
@@ -126,10 +137,12 @@ class OtherCut(_Strict):
 
 
 class StreamPass(_Strict):
-    """The stream once more without an attack, through the cuts that a policy chooses."""
+    """The stream once more without an attack, through the cuts that a policy chooses, or past the adversary."""
 
     name: Annotated[str, NAME]
-    policy: Policy
+    policy: Policy = Fixed()
+    direct: bool = False
+    """straight to the edge: nobody on the way"""
     frames: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
     """of this pass; None: the scenario's"""
 

@@ -49,7 +49,7 @@ def _of(p: Pass, detector: Mapping[str, Any], passes: Sequence[Pass], attacks: M
         first_detections=sorted(first.values()),
         asr=attack.asr if attack else None,
         without=other,
-        asr_without=attacks[other].asr if other in attacks else None,
+        asr_without=attacks[other].asr if other else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from testbed.report.model import Attack, Rate
+from testbed.report.model import Attack, Auc, Rate
 
 UNITS = {
     "absolute": "",
@@ -29,6 +29,13 @@ def percent(rate: Rate | None) -> str:
     if rate is None or rate.value is None:
         return "–"
     return f"{share(rate.value)} {interval(rate)}, {rate.count:,} of {rate.n:,}"
+
+
+def auc(area: Auc) -> str:
+    """0.93 [0.9, 0.95]."""
+    if area.value is None or area.low is None or area.high is None:
+        return "–"
+    return f"{area.value:.3f} [{area.low:.3f}, {area.high:.3f}]"
 
 
 def share(value: float | None) -> str:

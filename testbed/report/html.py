@@ -10,7 +10,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from testbed.report import figures, figures_of_cost, figures_of_time, format
+from testbed.report import figures, figures_of_cost, figures_of_time, figures_of_timing, format
 from testbed.report.measure import Measured
 from testbed.report.model import Attack, Rate, Report
 from testbed.report.stages import STAGES
@@ -22,7 +22,7 @@ def page(report: Report, passes: Sequence[Measured]) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for name in ("number", "percent", "share", "interval", "milliseconds", "size", "eps"):
+    for name in ("number", "percent", "share", "interval", "milliseconds", "size", "eps", "auc"):
         environment.filters[name] = getattr(format, name)
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -59,6 +59,7 @@ def _figures(report: Report, passes: Sequence[Measured]) -> dict[str, Any]:
         "clients": lambda wide: figures_of_time.clients(report, wide=wide),
         "waterfall": lambda wide: figures_of_cost.waterfall(report, wide=wide),
         "distribution": lambda wide: figures_of_cost.distribution(report, passes, wide=wide),
+        "timing": lambda wide: figures_of_timing.timing(report, wide=wide),
         "wire": lambda wide: figures_of_cost.wire(report, wide=wide),
     }
 

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from splitcore.artefact import Artefact
-from testbed.report import by_cut, detected, live, security, stages
+from testbed.report import by_cut, detected, live, security, stages, timing
 from testbed.report.agreement import Unsplit, clean_of
 from testbed.report.model import (
     ArtefactSummary,
@@ -101,6 +101,7 @@ def report_of(run: Run, passes: Sequence[Measured], artefact: Artefact | None, m
         by_cut=[by_cut.of(p) for p in run.passes if p.info.cuts and p.info.kind != "attack"],
         security=security.of(run),
         detectors=detected.detections(run.passes, attacks),
+        timing=timing.of(run.passes, notes),
         gpu_path=gpu_path(),
         notes=notes,
     )

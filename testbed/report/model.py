@@ -400,6 +400,60 @@ class Detection(Strict):
     """of that pass"""
 
 
+class Auc(Strict):
+    """The chance that a frame (window) of the one kind has a higher score than one of the other; Newcombe's 95 % interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    positives: int
+    negatives: int
+
+
+class Roc(Strict):
+    auc: Auc
+    points: list[tuple[float, float]]
+    """(share of the honest ones above a threshold, share of these above it), from (0, 0) to (1, 1)"""
+
+
+class TimingOf(Strict):
+    """A pass by the time that its frames were away, against honest ones."""
+
+    name: str
+    """of the pass"""
+    adversary: bool
+    """false: it went past whatever was between"""
+    way_ms: Percentiles
+    """sent to answered, without the time at the edge"""
+    held: Roc | None
+    """frames that the adversary held; null where there are none, as `not_held`"""
+    not_held: Roc | None
+    windows: Roc | None
+    """of all of its frames, in the order of their answers; null where they fill no window"""
+    alarms: Rate | None
+    """windows above the threshold"""
+
+
+class TimingReport(Strict):
+    """What the phone can tell of a man in the middle by timing alone."""
+
+    baseline: str
+    """the pass whose frames are honest: its first half teaches what their way is like, its second half are the negatives"""
+    direct: bool
+    """nobody was on the way in it; false: a relay that only passed frames on"""
+    window: int
+    """frames in a row that are judged together; windows share no frame"""
+    false_alarms: float
+    """share of the first half's windows above the threshold, as was wanted"""
+    honest_alarms: Rate
+    """share of the second half's windows above it, as it came"""
+    fixed_ms: float
+    """of an honest way"""
+    per_byte_ms: float
+    scatter_ms: float
+    passes: list[TimingOf]
+
+
 class GpuPath(Strict):
     commit: str
     device: str
@@ -506,6 +560,8 @@ class Report(Strict):
     """null where the scenario has none"""
     detectors: list[Detection]
     """one a pass and detector; empty where the edge had none"""
+    timing: TimingReport | None
+    """null where the phone did not look at timing"""
     gpu_path: GpuPath | Literal["never"]
     """where the path through a GPU last ran"""
     notes: list[str]

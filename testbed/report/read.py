@@ -65,6 +65,8 @@ class PassInfo(_Line):
     """what the phone showed; None: a run of before this was written down"""
     server: dict[str, Any] | None = None
     """of a foreign server what it calls itself, and the requests and rows that it counted; None: ours, which keeps a log"""
+    timing: dict[str, Any] | None = None
+    """how the phone judged the time that its frames were away; None: it did not"""
     detectors: list[dict[str, Any]] = []
     """what watched at the edge, each with the action that it took in this pass"""
 
@@ -86,6 +88,12 @@ class FrameLine(_Line):
     total_ms: float | None = None
     late: bool = False
     bytes_up: int = 0
+    message_bytes: int = 0
+    """of its last sending; 0 where nobody looked at timing"""
+    way_ms: float | None = None
+    """sent to answered, without what the edge says that it took; None where nobody looked"""
+    alarm: bool = False
+    """the window that it ends was away for longer than an honest one"""
 
     @property
     def answered(self) -> bool:

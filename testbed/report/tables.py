@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from testbed.report.format import eps, number, percent, share
+from testbed.report.format import auc, eps, number, percent, share
 from testbed.report.measure import Measured
 from testbed.report.model import Percentiles, Rate, Report, Stages
 from testbed.report.stages import ON_THE_WAY, STAGES
@@ -129,6 +129,7 @@ def markdown(report: Report) -> str:
     lines += _detectors(report)
     lines += _hold(report)
     lines += _client(report)
+    lines += _timing(report)
     lines += _by_cut(report)
     lines += _security(report)
     lines += ["", "Latency in ms, p50 / p90 / p99:", "", "| stage | clean | attacked |", "|---|--:|--:|"]
@@ -220,6 +221,29 @@ def _client(report: Report) -> list[str]:
         for delay in (side.held, side.not_held):
             cells += ["", ""] if delay is None else [_percentiles(delay.total_ms), percent(delay.late)]
         lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _timing(report: Report) -> list[str]:
+    t = report.timing
+    if t is None:
+        return []
+    lines = [
+        "",
+        f"A man in the middle by timing: areas below the ROC of frames, and of windows of {t.window}, against honest ones",
+    ]
+    lines += [
+        f"({t.baseline}). Threshold of {share(t.false_alarms)} false alarms in its first half; second: "
+        f"{percent(t.honest_alarms)}."
+    ]
+    lines += [
+        "",
+        "| pass | way, ms, p50 / p90 / p99 | held | not held | windows | windows with an alarm |",
+        "|---|--:|---|---|---|---|",
+    ]
+    for p in t.passes:
+        areas = ["–" if roc is None else auc(roc.auc) for roc in (p.held, p.not_held, p.windows)]
+        lines.append(f"| {' | '.join([p.name, _percentiles(p.way_ms), *areas, percent(p.alarms)])} |")
     return lines
 
 
