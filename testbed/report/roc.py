@@ -18,6 +18,7 @@ from scipy.stats import rankdata
 from testbed.report.model import Auc, Roc
 
 Z = 1.959963984540054
+HAIR = 1e-9
 MOST_POINTS = 100
 
 
@@ -55,10 +56,10 @@ def interval(area: float, m: int, n: int) -> tuple[float, float]:
         spread = theta * (1 - theta) * (1 + size * ((1 - theta) / (2 - theta) + theta / (1 + theta))) / (m * n)
         return abs(area - theta) - Z * math.sqrt(max(spread, 0.0))
 
-    def root(low: float, high: float) -> float:
-        return float(brentq(distance, low, high)) if distance(low) * distance(high) < 0 else (low if low == 0.0 else high)
-
-    return root(0.0, area), root(area, 1.0)
+    # the area itself may be 0 or 1, where its own error is none: begin a hair beside it
+    least = 0.0 if area < HAIR else float(brentq(distance, 0.0, area - HAIR))
+    most = 1.0 if area > 1 - HAIR else float(brentq(distance, area + HAIR, 1.0))
+    return least, most
 
 
 def _between(before: tuple[float, float], at: tuple[float, float], after: tuple[float, float]) -> bool:
