@@ -71,21 +71,20 @@ class _Watch:
         self._recent = Recent(self._config.window, self._fingerprints.k)
         self._said: OrderedDict[bytes, str] = OrderedDict()
         """verdicts by the latent's own digest; '' for those that were let through"""
-        self._number = 0
 
     def look(self, latents: F32, requests: Sequence[Asked]) -> dict[int, str]:
-        detected = {}
-        for row, hashes in enumerate(self._fingerprints(latents)):
-            itself = hashlib.blake2b(latents[row].tobytes(), digest_size=16, key=self._key).digest()
-            said = self._said.get(itself)
-            if said is None:
-                self._number += 1
-                like, shared = self._recent.most_like(hashes, self._number)
-                self._recent.add(hashes, self._number)
-                said = "" if shared < self._enough else f"{shared} of {len(hashes)} hashes are those of query {like}"
-                self._said[itself] = said
-                if len(self._said) > self._config.window:
-                    self._said.popitem(last=False)
-            if said:
-                detected[row] = said
+        digests = [hashlib.blake2b(row.tobytes(), digest_size=16, key=self._key).digest() for row in latents]
+        fresh = {digest: row for row, digest in reversed(list(enumerate(digests))) if digest not in self._said}
+        if fresh:
+            self._judge(latents, sorted(fresh.values()), digests)
+        detected = {row: said for row, digest in enumerate(digests) if (said := self._said[digest])}
+        while len(self._said) > self._config.window:
+            self._said.popitem(last=False)
         return detected
+
+    def _judge(self, latents: F32, rows: list[int], digests: list[bytes]) -> None:
+        """The verdicts of those that never were here, each compared with all before it."""
+        prints = self._fingerprints(latents if len(rows) == len(latents) else latents[rows])
+        for row, (query, shared) in zip(rows, self._recent.look(prints, self._enough), strict=True):
+            why = f"{shared} of {prints.shape[1]} hashes are those of query {query}"
+            self._said[digests[row]] = why if query else ""

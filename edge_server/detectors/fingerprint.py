@@ -89,34 +89,40 @@ def _mixed(x: U64) -> U64:
 
 class Recent:
     """Which of the newest queries had a hash: a set-associative table of fixed size, in which a new entry takes the place of
-    its set's oldest. Queries are numbered from 1."""
+    its set's oldest. A set is one cache line: the upper halves of WAYS hashes, and the numbers of the queries that had them."""
 
     def __init__(self, queries: int, k: int) -> None:
         """Room for twice the hashes of that many queries."""
-        self._queries = queries
+        self._queries, self._number = queries, 0
         sets = 1 << max(4, (2 * queries * k // WAYS - 1).bit_length())
         self._mask = np.uint64(sets - 1)
-        self._hashes = np.zeros((sets, WAYS), np.uint64)
-        self._numbers = np.zeros((sets, WAYS), np.int64)
+        self._table = np.zeros((sets, 2 * WAYS), np.uint32)
 
-    def most_like(self, hashes: U64, number: int) -> tuple[int, int]:
-        """Of the queries before `number` that shares most of `hashes`: its number, and how many. (0, 0): none shares any."""
-        at = (hashes & self._mask).astype(np.intp)
-        numbers = self._numbers[at]
-        found = numbers[(self._hashes[at] == hashes[:, None]) & (numbers > max(0, number - 1 - self._queries))]
-        if not found.size:
+    def look(self, prints: U64, enough: int) -> list[tuple[int, int]]:
+        """Takes the fingerprints [rows, k] of new queries, which are numbered from 1. For each the newest one before it
+        that shares at least `enough` hashes, and how many these are; (0, 0) where there is none."""
+        if self._number + len(prints) >= 1 << 32:
+            self._table[:], self._number = 0, 0  # numbers have 32 bits
+        sets, tags = (prints & self._mask).astype(np.intp), (prints >> np.uint64(32)).astype(np.uint32)
+        return [self._look(at, tag, enough) for at, tag in zip(sets, tags, strict=True)]
+
+    def _look(self, at: NDArray[np.intp], tags: NDArray[np.uint32], enough: int) -> tuple[int, int]:
+        self._number += 1
+        lines = self._table[at]  # [k, 2 WAYS]
+        numbers = lines[:, WAYS:]
+        found = numbers[lines[:, :WAYS] == tags[:, None]]
+        oldest = numbers.argmin(axis=1)
+        self._table[at, oldest] = tags
+        self._table[at, oldest + WAYS] = self._number
+        if len(found) < enough:
             return 0, 0
-        first = int(found.min())
-        counts = np.bincount(found - first)
-        best = len(counts) - 1 - int(counts[::-1].argmax())  # the newest of equals
-        return first + best, int(counts[best])
-
-    def add(self, hashes: U64, number: int) -> None:
-        at = (hashes & self._mask).astype(np.intp)
-        oldest = self._numbers[at].argmin(axis=1)
-        self._hashes[at, oldest] = hashes
-        self._numbers[at, oldest] = number
+        found.sort()
+        # sorted, a number that is there so often is the same so many places apart; the last is the newest
+        often = found[enough - 1 :][found[enough - 1 :] == found[: len(found) - enough + 1]]
+        if not len(often) or often[-1] <= max(0, self._number - 1 - self._queries):
+            return 0, 0
+        return int(often[-1]), int((found == often[-1]).sum())
 
     @property
     def nbytes(self) -> int:
-        return self._hashes.nbytes + self._numbers.nbytes
+        return self._table.nbytes

@@ -110,19 +110,33 @@ def test_windows_that_are_equal_have_equal_hashes_and_no_others(shape: tuple[int
     assert few(z).shape == (6, min(k, few.windows)) and few(z[:0]).shape == (0, few.k)
 
 
-def test_the_table_of_recent_queries_finds_what_a_plain_dictionary_finds() -> None:
+@pytest.mark.parametrize("enough", [1, 3, 6])
+def test_the_table_of_recent_queries_finds_what_a_plain_dictionary_finds(enough: int) -> None:
     rng = np.random.default_rng(0)
-    recent, plain = Recent(queries=50, k=8), dict[int, set[int]]()
-    for number in range(1, 301):
-        hashes = np.unique(rng.integers(0, 400, 8).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-        shared = {n: len(plain[n] & set(hashes.tolist())) for n in range(max(1, number - 50), number)}
-        like, count = recent.most_like(hashes, number)
-        # a set of the table holds 8 queries, so a hash that many have had may have lost its oldest
-        assert count <= max(shared.values(), default=0) and (count == 0 or shared[like] >= count)
-        assert count >= max(shared.values(), default=0) - 1
-        recent.add(hashes, number)
+    recent, plain, missed, found = Recent(queries=50, k=8), dict[int, set[int]](), 0, 0
+    for number in range(1, 401):
+        hashes = rng.permutation(100)[:8].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        if number % 5 == 0 and number > 60:
+            again = sorted(plain[number - 30])[:7]
+            hashes = np.array([*again, next(h for h in hashes.tolist() if h not in again)], np.uint64)
+        [(like, shared)] = recent.look(hashes[None], enough)
+        want = {n: len(plain[n] & set(hashes.tolist())) for n in range(max(1, number - 50), number)}
+        newest = max((n for n, count in want.items() if count >= enough), default=0)
+        # of each hash the newest 8 queries are known: the table may have lost one, and invents none
+        assert like <= newest and (like == shared == 0 or enough <= shared <= want[like])
+        missed, found = missed + (like != newest), found + (newest > 0)
         plain[number] = set(hashes.tolist())
-    assert recent.nbytes < 1 << 16
+    assert found >= 60 and missed <= 0.05 * found
+    assert recent.nbytes < 1 << 15
+
+
+def test_a_table_whose_numbers_run_out_begins_anew() -> None:
+    recent = Recent(queries=50, k=4)
+    prints = np.arange(1, 9, dtype=np.uint64).reshape(2, 4) * np.uint64(0x9E3779B97F4A7C15)
+    recent._number = (1 << 32) - 4
+    assert recent.look(prints, 2) == [(0, 0), (0, 0)]
+    assert recent.look(prints, 2) == [(0, 0), (0, 0)]
+    assert recent.look(prints, 2) == [(1, 4), (2, 4)]
 
 
 def test_a_poisson_client_goes_unnoticed_and_one_that_asks_ten_times_as_much_is_found_at_once() -> None:
