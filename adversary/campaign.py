@@ -48,8 +48,8 @@ MAX_REQUEST_BYTES = 8 << 20
 BACKOFF_S = 0.1
 REJECTED_ROW = -1
 """the label of a row that a detector rejected"""
-REJECTED = "PERMISSION_DENIED"
-"""in-band error of a request that a detector rejected as a whole"""
+REJECTED = "PERMISSION_DENIED: rejected"
+"""how the error begins of a request that a detector rejected as a whole: an answer, where a token's refusal is none"""
 
 Done = Callable[[Outcome], None]
 Sections = int | Literal["auto"]

@@ -23,9 +23,9 @@ from edge_server.batch import BatchComputer
 from edge_server.batcher import Batcher
 from edge_server.choose_tail import Where, choose, record
 from edge_server.control import edge_app
+from edge_server.describe import Describe
 from edge_server.detectors import AnyDetector
 from edge_server.detectors.panel import Panel, built
-from edge_server.describe import Describe
 from edge_server.live import live_edge
 from edge_server.log import ServerLog
 from edge_server.metrics import Counts, Metrics

@@ -232,7 +232,8 @@ class _Pass:
         if not self.trio.edge.get("/detectors")["detectors"]:
             return
         order = None if self.attack is None else self.attack.detectors
-        found = self.trio.edge.put("/detectors", {"order": order})["detectors"]
+        for edge in self.trio.edges:
+            found = edge.put("/detectors", {"order": order})["detectors"]
         settings = [detector["settings"] for detector in found]
         self.detectors = [{**one, "action": order or one["action"]} for one in settings if order != "off"]
 

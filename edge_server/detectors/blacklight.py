@@ -69,22 +69,25 @@ class _Watch:
 
     def forget(self) -> None:
         self._recent = Recent(self._config.window, self._fingerprints.k)
-        self._said: OrderedDict[bytes, str] = OrderedDict()
-        """verdicts by the latent's own digest; '' for those that were let through"""
+        self._passed: OrderedDict[bytes, None] = OrderedDict()
+        """digests of the newest latents that were let through: a rejected one is like itself when it comes again"""
 
     def look(self, latents: F32, requests: Sequence[Asked]) -> dict[int, str]:
         digests = [hashlib.blake2b(row.tobytes(), digest_size=16, key=self._key).digest() for row in latents]
-        fresh = {digest: row for row, digest in reversed(list(enumerate(digests))) if digest not in self._said}
-        if fresh:
-            self._judge(latents, sorted(fresh.values()), digests)
-        detected = {row: said for row, digest in enumerate(digests) if (said := self._said[digest])}
-        while len(self._said) > self._config.window:
-            self._said.popitem(last=False)
-        return detected
-
-    def _judge(self, latents: F32, rows: list[int], digests: list[bytes]) -> None:
-        """The verdicts of those that never were here, each compared with all before it."""
+        first: dict[bytes, int] = {}
+        for row, digest in enumerate(digests):
+            if digest not in self._passed:
+                first.setdefault(digest, row)
+        if not first:
+            return {}
+        rows = list(first.values())
         prints = self._fingerprints(latents if len(rows) == len(latents) else latents[rows])
-        for row, (query, shared) in zip(rows, self._recent.look(prints, self._enough), strict=True):
-            why = f"{shared} of {prints.shape[1]} hashes are those of query {query}"
-            self._said[digests[row]] = why if query else ""
+        said = {}
+        for digest, (query, shared) in zip(first, self._recent.look(prints, self._enough), strict=True):
+            if query:
+                said[digest] = f"{shared} of {prints.shape[1]} hashes are those of query {query}"
+            else:
+                self._passed[digest] = None
+        while len(self._passed) > self._config.window:
+            self._passed.popitem(last=False)
+        return {row: said[digest] for row, digest in enumerate(digests) if digest in said}

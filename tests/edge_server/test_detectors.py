@@ -60,14 +60,17 @@ def test_rows_of_one_batch_are_compared_with_each_other() -> None:
 
 
 def test_the_very_same_latent_has_the_verdict_of_the_first_time() -> None:
-    watch = Blacklight(seed=1).for_model(SPEC)
+    watch = Blacklight(seed=1, window=1000).for_model(SPEC)
     first = latents(1)
     searched = near(first[0], 4)
     assert watch.look(first, asked(1)) == {}
     detected = watch.look(searched, asked(4))
     assert detected
     assert watch.look(first, asked(1)) == {}, "sent again, or on its way after an attack on it"
-    assert watch.look(searched, asked(4)) == detected
+    assert watch.look(searched, asked(4)).keys() == detected.keys()
+    for seed in range(60):
+        watch.look(near(first[0], 50, seed=seed), asked(50))
+    assert watch.look(first, asked(1)) == {}, "however many queries were rejected meanwhile"
 
 
 def test_what_is_older_than_the_window_and_what_was_forgotten_detect_nothing() -> None:
