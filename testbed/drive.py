@@ -229,8 +229,8 @@ class _Pass:
 
     def _watch(self) -> None:
         """Every pass is a day of its own to the detectors: what they saw of the one before is forgotten."""
-        if not self.trio.edge.get("/detectors")["detectors"]:
-            return
+        if not isinstance(self.trio.edge, Node) or not self.trio.edge.get("/detectors")["detectors"]:
+            return  # nothing of ours watches
         order = None if self.attack is None else self.attack.detectors
         for edge in self.trio.edges:
             found = edge.put("/detectors", {"order": order})["detectors"]
