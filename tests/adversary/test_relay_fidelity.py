@@ -254,8 +254,34 @@ async def test_no_status_is_wrong_in_3000_calls(path: Relayed) -> None:
 
 
 async def until(condition: Any) -> None:
-    for _ in range(3000):
+    for _ in range(15_000):
         if condition():
             return
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.002)
     raise AssertionError("not within 30 s")
+
+
+async def test_a_call_that_runs_when_the_relay_ends_has_its_grace(path: Relayed, channel: grpc.aio.Channel) -> None:
+    call = begin(channel, "UnaryCall", metadata=(("wait", "0.3"),))
+    await until(lambda: any(pair.splice.streams for pair in path.relay.pairs))
+    await path.relay.close(grace_s=30)
+    assert await call == b"a"
+
+
+async def test_whatever_a_port_scanner_says_ends_its_own_connection_alone(path: Relayed, channel: grpc.aio.Channel) -> None:
+    assert await channel.unary_unary(SERVICE + "UnaryCall")(b"1") == b"1"
+    reader, writer = await asyncio.open_connection("127.0.0.1", path.port)
+    writer.write(b"GET / HTTP/1.1\r\n\r\n")
+    await asyncio.wait_for(reader.read(), 20)  # to its end
+    writer.close()
+    assert await channel.unary_unary(SERVICE + "UnaryCall")(b"2") == b"2"
+    assert len(path.relay.pairs) == 1
+
+
+async def test_idle_connections_cost_none_to_the_server(path: Relayed, channel: grpc.aio.Channel) -> None:
+    idle = [await asyncio.open_connection("127.0.0.1", path.port) for _ in range(200)]
+    assert await channel.unary_unary(SERVICE + "UnaryCall")(b"1") == b"1"
+    assert sum(pair.server.transport is not None for pair in path.relay.pairs) == 1
+    for _, writer in idle:
+        writer.close()
+    await until(lambda: len(path.relay.pairs) == 1)
