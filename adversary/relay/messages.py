@@ -5,21 +5,27 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 
+from splitcore.wire.glance import Glance
+
 MAX_MESSAGE_BYTES = 64 << 20
 """above what either end takes by default; a longer one passes without being looked at"""
 PREFIX = 5
+GLANCE_BYTES = 1024
+"""of a message's beginning, in which all but its tensor must be"""
 _WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
 
 
 class Reader:
     """One direction of one call. What is not kept passes piece by piece, and is a message too once its last byte is there."""
 
-    __slots__ = ("_body", "_missing", "_prefix", "_seen", "compressed", "kept")
+    __slots__ = ("_body", "_glance", "_missing", "_prefix", "_seen", "compressed", "kept")
 
     def __init__(self) -> None:
         self._prefix = bytearray()
         self._body = bytearray()
         self._missing = 0
+        self._glance: Glance | None = None
+        """of a present message that need not be put together"""
         self._seen = True
         """whether the present message is put together at all"""
         self.kept = False
@@ -48,14 +54,31 @@ class Reader:
         self.kept = self._seen = False
         return kept
 
-    def skim(self, payload: memoryview) -> bytes | None:
+    def begins(self, payload: memoryview, look: Callable[[bytes, int], Glance | None]) -> bool:
+        """Whether a message begins here, and ends later, of which `look` at its beginning tells all that is wanted."""
+        n, size = len(payload) - PREFIX, int.from_bytes(payload[1:PREFIX])
+        if self._missing or self._prefix or not 0 < n < size <= MAX_MESSAGE_BYTES or payload[0]:
+            return False  # a compressed one, say
+        self._glance = look(bytes(payload[PREFIX : PREFIX + GLANCE_BYTES]), size)
+        if self._glance is None:
+            return False
+        self.kept, self.compressed, self._seen = False, False, True
+        self._missing = size - n
+        return True
+
+    def skim(self, payload: memoryview) -> bytes | Glance | None:
         """What `feed` would say of the two usual payloads that pass, at less cost: b"" for a piece of a message, the message
         for one that begins and ends with it. None: it is neither."""
         n = len(payload)
         if self._missing > n and self._seen and not self.kept:
-            self._body += payload
+            if self._glance is None:
+                self._body += payload
             self._missing -= n
             return b""
+        if self._missing == n and (glance := self._glance) is not None:
+            self._missing, self._glance = 0, None
+            self._prefix.clear()
+            return glance
         if not self._missing and not self._prefix and n > PREFIX and int.from_bytes(payload[1:PREFIX]) == n - PREFIX:
             self.kept, self.compressed = False, bool(payload[0])
             return bytes(payload[PREFIX:])
@@ -63,7 +86,7 @@ class Reader:
 
     def feed(
         self, payload: memoryview, catches: Callable[[int], bool]
-    ) -> Iterator[tuple[memoryview | bytes | None, bytes | None]]:
+    ) -> Iterator[tuple[memoryview | bytes | None, bytes | Glance | None]]:
         """(bytes that pass or None, a message that is whole or None), in their order.
 
         A message that was kept is not in what passes; one that was not is told before its last piece passes, and as an empty
@@ -90,9 +113,14 @@ class Reader:
             piece = payload[start:at]
             self._missing -= at - start
             if self._missing:
-                if self._seen:
+                if self._seen and self._glance is None:
                     self._body += piece
                 yield None if self.kept else piece, None
+                continue
+            if self._glance is not None:
+                glance, self._glance = self._glance, None
+                self._prefix.clear()
+                yield piece, glance
                 continue
             if not self._seen:
                 message = b""

@@ -25,6 +25,7 @@ from splitcore.telemetry.frame_spans import RELAY
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import glance, oip
 from splitcore.wire.form import Form
+from splitcore.wire.glance import Glance
 
 log = logging.getLogger(__name__)
 
@@ -144,11 +145,13 @@ class Call:
         """The response's headers came."""
         self._reply_headers = block
 
-    def frame_of(self, message: bytes | None, addon: Addon) -> Passage | None:
+    def frame_of(self, message: bytes | Glance | None, addon: Addon) -> Passage | None:
         """A passage for a frame that can be accounted for; None: it passes, and the server shall judge it."""
         frame, books = None, self._books
+        if isinstance(message, Glance):
+            return Passage(books, addon, message.frame, message.payload_bytes)
         with contextlib.suppress(WireError):
-            if message is not None and self._at_a_glance(addon) and (seen := glance.request(message)) is not None:
+            if message is not None and self.at_a_glance(addon) and (seen := glance.request(message)) is not None:
                 return Passage(books, addon, seen.frame, seen.payload_bytes)
             frame = None if message is None else books.form.unpack_request(message)
         if frame is None:
@@ -156,7 +159,7 @@ class Call:
             return None
         return Passage(books, addon, frame)
 
-    def _at_a_glance(self, addon: Addon) -> bool:
+    def at_a_glance(self, addon: Addon) -> bool:
         """Whether nobody wants more of a frame than its place in the books."""
         books = self._books
         blind = not getattr(addon, "looks", True) and not hasattr(addon, "reply")

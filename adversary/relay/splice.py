@@ -24,6 +24,8 @@ from adversary.relay.passage import INFER, STREAM, Books, Call, Passage
 from adversary.relay.stream import Stream, Turn, Way
 from adversary.relay.window import MAX_WINDOW, Window
 from splitcore.telemetry.clock import now_ns
+from splitcore.wire import glance
+from splitcore.wire.glance import Glance
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,10 @@ CONNECTION_FLOOR = 32 << 10
 
 Out = list[bytes | memoryview]
 INTERNAL = 13
+
+
+def size_of(message: bytes | Glance) -> int:
+    return message.size if isinstance(message, Glance) else len(message)
 
 
 class Lane:
@@ -204,13 +210,17 @@ class Splice:
         """What of it goes on; None: all of it, as it is."""
         reader, call = way.reader, stream.call
         assert reader is not None and call is not None
-        wanted = call.answering if lane.index == ANSWER else self._keeps(self._addon())
+        addon = self._addon()
+        wanted = call.answering if lane.index == ANSWER else self._keeps(addon)
         seen = stream.watched.got if lane.index == ASK else stream.watched.put
-        if not wanted and (message := reader.skim(payload)) is not None:
-            if message:
-                seen(len(message))
-                self._tap(lane, stream, message)
-            return None
+        if not wanted:
+            if lane.index == ASK and call.at_a_glance(addon) and reader.begins(payload, glance.request):
+                return None
+            if (message := reader.skim(payload)) is not None:
+                if message:
+                    seen(size_of(message))
+                    self._tap(lane, stream, message)
+                return None
         same = reader.between or not reader.kept
         pieces: Out = []
         for piece, message in reader.feed(payload, lambda size: wanted and self._catches(stream, size)):
@@ -220,8 +230,8 @@ class Splice:
                 else:
                     pieces.append(piece)
                 continue
-            seen(len(message))
-            if not reader.kept:
+            seen(size_of(message))
+            if not reader.kept or isinstance(message, Glance):
                 self._tap(lane, stream, message)
                 if piece is not None:
                     pieces.append(piece)
@@ -238,7 +248,7 @@ class Splice:
         """Whether requests wait until the addon has spoken; where this relay traces, to be given another parent."""
         return getattr(addon, "holds", True) or self._books.telemetry.tracer is not None
 
-    def _tap(self, lane: Lane, stream: Stream, message: bytes) -> None:
+    def _tap(self, lane: Lane, stream: Stream, message: bytes | Glance) -> None:
         """A message that passes while it is looked at: a frame before it does, since the books come first."""
         call = stream.call
         assert call is not None
@@ -246,7 +256,7 @@ class Splice:
             reader = stream.ways[ANSWER].reader
             self._later(call, call.passed, (message, reader is not None and reader.compressed))
             return
-        plain = self._plain(lane, stream, message)
+        plain = message if isinstance(message, Glance) else self._plain(lane, stream, message)
         addon = self._addon()
         passage = call.frame_of(plain, addon)
         if passage is None:
@@ -254,8 +264,8 @@ class Splice:
         assert plain is not None
         if self._keeps(addon):
             # it had begun to pass when this addon came, or there was no room to keep it
-            passage.unasked("passed" if self._books.room > len(message) else "full")
-        elif not passage.glanced and not isinstance(passage.asked(plain), Forward):
+            passage.unasked("passed" if self._books.room > size_of(message) else "full")
+        elif not (passage.glanced or isinstance(plain, Glance) or isinstance(passage.asked(plain), Forward)):
             raise TypeError(f"expected the addon {type(addon).__name__} to answer at once, as it holds nothing")
         call.leaves(passage)
 

@@ -23,13 +23,19 @@ class Glance(NamedTuple):
     frame: Frame
     """with empty payloads and no shape"""
     payload_bytes: int
+    size: int
+    """of the message"""
 
 
-def request(message: bytes) -> Glance | None:
-    """None: it is not that simple, `oip.unpack_request` is to say what it is."""
+def request(message: bytes, size: int | None = None) -> Glance | None:
+    """None: it is not that simple, `oip.unpack_request` is to say what it is.
+
+    `size`: of the message whose beginning this is. It is enough where all that is lacking is the rest of the tensor.
+    """
+    size = len(message) if size is None else size
     name, attempt, rows, datatype, raw, inputs, raws = b"", 0, 0, b"", 0, 0, 0
     try:
-        for number, start, end in _fields(message, 0, len(message)):
+        for number, start, end in _fields(message, 0, len(message), size, RAW_INPUTS):
             if number == 3:
                 name = message[start:end]
             elif number == 4:
@@ -48,7 +54,7 @@ def request(message: bytes) -> Glance | None:
     if not simple or not 0 < len(text) <= MAX_ID:
         return None
     frame = Frame(id=text, payloads=(b"",) * rows, shape=(), attempt=attempt)
-    return Glance(frame, max(0, raw - 4 * rows) if datatype == b"BYTES" else raw)
+    return Glance(frame, max(0, raw - 4 * rows) if datatype == b"BYTES" else raw, size)
 
 
 def answer(message: bytes) -> tuple[str, str | None] | None:
@@ -105,8 +111,11 @@ def _tensor(message: bytes, at: int, end: int) -> tuple[int, bytes]:
     return rows, datatype
 
 
-def _fields(message: bytes, at: int, end: int) -> list[tuple[int, int, int]]:
-    """(number, start, end) of each field's content between two places. Raises WireError."""
+def _fields(message: bytes, at: int, end: int, size: int = 0, last: int = 0) -> list[tuple[int, int, int]]:
+    """(number, start, end) of each field's content between two places. Raises WireError.
+
+    Where the message goes on behind them to `size`, it must do so within the field `last`, which ends with it.
+    """
     found: list[tuple[int, int, int]] = []
     try:
         while at < end:
@@ -130,11 +139,16 @@ def _fields(message: bytes, at: int, end: int) -> list[tuple[int, int, int]]:
                 at += 8 if kind == 1 else 4
             else:
                 raise WireError(f"expected a protobuf message, got wire type {kind} in {len(message)} bytes")
+            if at > end and at == size and tag >> 3 == last:
+                found.append((last, start, at))
+                return found
             if at > end or len(found) == MAX_FIELDS:
                 raise WireError(f"expected at most {MAX_FIELDS} fields that end in {end} bytes, got one that ends at {at}")
             found.append((tag >> 3, start, at))
     except IndexError:
         raise WireError(f"expected a protobuf message, got {len(message)} bytes that end within a number") from None
+    if end < size:
+        raise WireError(f"expected a message of {size} bytes, got {end} that end between two fields")
     return found
 
 

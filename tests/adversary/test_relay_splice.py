@@ -133,6 +133,8 @@ async def test_frames_of_any_size_cut_anywhere_arrive_changed_or_as_they_were(
     wanted = [size if more is None else max(0, size + more) for size in sizes]
     assert [len(payload) for payload in payloads(line.server.got.get(1, bytearray()))] == wanted
     assert 1 in line.server.ended
+    rows = [(row["id"], row["bytes"], row["rows"]) for row in read(line.ledger.path)]
+    assert rows == [(f"r/c/{i}", size, 1) for i, size in enumerate(wanted)]
     assert_nothing_owed(line)
 
 

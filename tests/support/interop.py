@@ -30,6 +30,8 @@ SERVICE = "/grpc.testing.TestService/"
 KINDS = ("UnaryCall", "StreamingOutputCall", "StreamingInputCall", "FullDuplexCall")
 CODES = list(grpc.StatusCode)
 LIMIT = 64 << 20
+CORE = "Internal error from Core"
+"""what a grpc.aio client says when a call ends while it writes, whatever the status was (grpc#36066)"""
 
 
 @dataclass
@@ -163,7 +165,11 @@ async def one(channel: grpc.aio.Channel, rng: random.Random) -> tuple[str, grpc.
                 pass
         else:
             await call
-    return f"{what} {kind}", wanted, await call.code()
+    code = await call.code()
+    if code is grpc.StatusCode.INTERNAL and CORE in (await call.details() or ""):
+        # the client's own race, with or without a relay: the status was lost in its library
+        code = wanted
+    return f"{what} {kind}", wanted, code
 
 
 async def wrong_statuses(target: str, calls: int, at_once: int = 16, seed: int = 0) -> Counter[str]:
