@@ -149,6 +149,10 @@ class Reader:
         return message
 
 
+def size_of(message: bytes | Glance) -> int:
+    return message.size if isinstance(message, Glance) else len(message)
+
+
 def prefixed(message: bytes, compressed: bool) -> tuple[bytes, bytes]:
     return compressed.to_bytes(1) + len(message).to_bytes(4), message
 
