@@ -1,4 +1,4 @@
-"""What the relay's benchmark runs as processes: the server at the end, and the proxies between. `python _path.py ROLE UPSTREAM`.
+"""What the relay's benchmark runs as processes, the server at the end and the proxies: `python _path.py ROLE UPSTREAM`.
 
 `echo` answers each ModelInfer and ModelStreamInfer with a message of the size that it got; `relay` is ours, with its books on
 the disk, `rewriting` the same with an addon that puts a latent of another length into every frame. Each prints its port.

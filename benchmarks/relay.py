@@ -35,7 +35,7 @@ from rich.progress import track
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
 from _path import request
 
@@ -244,16 +244,19 @@ def written(medians: Medians, paths: tuple[str, ...], rounds: int) -> str:
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows(medians, paths)]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     absent = "" if "nginx" in paths else "\nnginx was not there: its columns are left out.\n"
+    here = f"{os.cpu_count()} cores ({platform.machine()})"
+    versions = f"grpcio {grpc.__version__}, Python {platform.python_version()}"
+    bars = f"""Bars: relay at most {PASSING_BAR} and rewriting at most {REWRITING_BAR} of nginx (Debian's, one worker, connections kept) in
+each cell, added at most {ADDED_BAR} of grpc.aio's."""
     return f"""# What the relay costs a frame
 
-`make bench-relay` writes this file and [relay.json](../../benchmarks/results/relay.json). {date.today()}, {os.cpu_count()} cores
-({platform.machine()}), shared by client, proxy and echo, all on loopback; grpcio {grpc.__version__}, Python {platform.python_version()}.
+`make bench-relay` writes this file and [relay.json](../../benchmarks/results/relay.json). {date.today()}, {here}, shared by
+client, proxy and echo, all on loopback; {versions}.
 
 Medians in microseconds from a message's sending to its answer, which has its size; {rounds} rounds of slices in turn, ratios of
 slices of one round. `relay`: every frame read and in the ledger on the disk. `rewriting`: an addon puts a latent that is 1,000
 bytes longer into every frame. The last column is what the relay adds to `direct` over what a proxy written with grpc.aio adds.
-Bars: relay at most {PASSING_BAR} and rewriting at most {REWRITING_BAR} of nginx (Debian's, one worker, connections kept) in each cell, added at
-most {ADDED_BAR} of grpc.aio's.
+{bars}
 {absent}
 {table}
 """
