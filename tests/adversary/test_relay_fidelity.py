@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
@@ -285,3 +286,28 @@ async def test_idle_connections_cost_none_to_the_server(path: Relayed, channel: 
     for _, writer in idle:
         writer.close()
     await until(lambda: len(path.relay.pairs) == 1)
+
+
+class Longer(Held):
+    """Another latent in every frame, at once."""
+
+    def request(self, frame: Frame, message: bytes) -> Forward:  # type: ignore[override]
+        self.count += 1
+        return Forward(oip.replace_payloads(message, [bytes(len(frame.payloads[0]) + 10)]), "longer", 1)
+
+
+@pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load is not installed (Debian: nghttp2-client)")
+@pytest.mark.parametrize("size", [5_000, 200_000])
+async def test_a_client_of_nghttp2_that_waits_for_nobody_is_served(size: int, tmp_path: Path) -> None:
+    """Its first frames come before it has heard a word of the server."""
+    message = frame("r/c/0", bytes(size))
+    (tmp_path / "message").write_bytes(b"\0" + len(message).to_bytes(4) + message)
+    async with relayed(tmp_path, Inference(), Longer()) as path:
+        load = await asyncio.create_subprocess_exec(
+            "h2load", "-n200", "-c5", "-m10", "-ph2c", "-d", str(tmp_path / "message"), "-Hcontent-type: application/grpc",
+            "-Hte: trailers", f"http://{path.target}{oip.path(oip.INFER)}", stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        said, _ = await asyncio.wait_for(load.communicate(), 60)
+        assert b"200 succeeded, 0 failed, 0 errored" in said
+        assert path.service.peers == {"r/c/0": size + 10}
+        assert path.relay.addon.count == 200  # type: ignore[attr-defined]
