@@ -271,6 +271,9 @@ class Splice(Hooks):
         n = h2.word(frame[9:], "WINDOW_UPDATE") & MAX_WINDOW
         towards = self.lanes[1 - lane.index]
         if not number:
+            if towards.window.even:
+                towards.window.allowance += n
+                return None
             towards.window.granted(n)
             self._pump(towards)
             due = towards.window.due(towards.keeping, CONNECTION_FLOOR)
@@ -279,6 +282,9 @@ class Splice(Hooks):
             if stream is None:
                 return [] if number in self._cut else None
             way = stream.ways[towards.index]
+            if way.window.even:
+                way.window.allowance += n
+                return None
             way.window.granted(n)
             if way.waiting:
                 self._pump(towards)

@@ -29,6 +29,11 @@ class Window:
         self.queued = 0
         """bytes that wait for the receiver's window"""
 
+    @property
+    def even(self) -> bool:
+        """Whether sender and receiver have the same window, and nothing waits: then every grant passes as it is."""
+        return not (self.skew or self.queued)
+
     def fits(self, n: int) -> bool:
         """Whether n bytes that the sender was entitled to send may go on at once."""
         return self.skew <= 0 or n <= self.allowance
