@@ -229,7 +229,7 @@ class Workshop:
         credentials = self._overheard if behaviour.steal_token else lambda: None
         return LiveOracle(
             self._upstream, self.victim.form, streams=self.victim.streams, tls=self._tls, credentials=credentials,
-            calls=self._deeds.client,
+            calls=self._deeds.client, handshake=self._known.manifest.handshake if isinstance(self._known, Artefact) else "",
         )  # fmt: skip
 
     def _attacker(self, behaviour: AttackBehaviour, attack: Attack, engine: Engine) -> Attacker:

@@ -59,11 +59,13 @@ class LiveOracle:
 
     def __init__(
         self, target: str, form: Form = oip, *, streams: bool = True, tls: ClientTls | None = None,
-        credentials: Callable[[], str | None] = lambda: None, calls: Calls | None = None,
+        credentials: Callable[[], str | None] = lambda: None, calls: Calls | None = None, handshake: str = "",
     ) -> None:  # fmt: skip
         """`tls`: how the server is reached; None: in clear text. `credentials`: what it says of itself, as a client whose
-        metadata passed said it; asked when a stream begins. `calls`: for the metrics."""
+        metadata passed said it; asked when a stream begins. `calls`: for the metrics. `handshake`: of the artefact that it
+        holds, said as the phone says it, so that a server of several versions asks the same one; empty: none."""
         self._target, self._form, self._tls, self._credentials = target, form, tls, credentials
+        self._holds = ((oip.ARTEFACT_METADATA, handshake),) if handshake else ()
         self._calls = calls or Calls("client")
         self._channel = sync_channel(target, tls=tls)
         self._infer = self._channel.unary_unary(oip.path(oip.INFER))
@@ -114,7 +116,7 @@ class LiveOracle:
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         said = self._credentials()
-        return () if said is None else (("authorization", said),)
+        return self._holds if said is None else (*self._holds, ("authorization", said))
 
     def round_trip_s(self) -> float:
         """The shortest of a few; 0 where the server does not answer ServerLive."""

@@ -15,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
+from adversary.oracle import LiveOracle
 from edge_server.node import EdgeConfig, EdgeServer
 from edge_server.queue import BatchSettings
 from edge_server.repository import VersionPolicy, split_version
@@ -119,6 +120,19 @@ async def test_a_client_that_names_no_version_gets_the_one_whose_artefact_it_hol
         other = holder.frame("c", model="digits-wide", version="2" if version == "10" else "10")
         [reply] = await edge.peer.ask([other], metadata=metadata)
         assert reply.error.startswith(f"FAILED_PRECONDITION: expected frames for version '{version}' of model digits-wide")
+
+
+async def test_an_adversarys_queries_go_to_the_version_whose_artefact_it_holds_as_the_phones_frames_do(start, repository):
+    edge = await start(repositories=(repository,))
+    loop = asyncio.get_running_loop()
+    for version in ("2", "10"):
+        held = Served(repository / "digits-wide" / version)
+        oracle = LiveOracle(edge.server.address, handshake=held.artefact.manifest.handshake)
+        answered: asyncio.Future = loop.create_future()
+        frame = held.frame(f"q/{version}", origin="query", model="digits-wide")
+        oracle.ask(frame, lambda reply, to=answered: loop.call_soon_threadsafe(to.set_result, reply))
+        assert (await answered).version == version
+        await asyncio.to_thread(oracle.close)
 
 
 async def test_a_version_policy_keeps_the_newest(start, repository):
