@@ -1,7 +1,7 @@
 # latentbed. `make` lists what there is; nothing has to be set up before.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-parity mlserver test-mlserver test-arm64 check format proto up up-direct up-scale up-watch \
+.PHONY: bench-serving bench-overload bench-soak help demo test test-long test-parity mlserver test-mlserver test-arm64 check format proto up up-direct up-scale up-watch \
 	down test-compose test-gpu relay-statuses bench-overload bench-soak bench clean
 
 VENV ?= .venv
@@ -103,12 +103,14 @@ bench: $(patsubst benchmarks/%.py,bench-%,$(filter-out %/overload.py %/soak.py,$
 
 bench-attacks: $(VENV)/.parity
 
-bench-serving: $(MLSERVER)/.ready
+bench-serving: $(READY) ## the edge server against an echo, the bare tail and MLServer, where that can be installed
+	@$(MAKE) -s mlserver || echo "latentbed: MLServer could not be installed, so it is not compared" >&2
+	@$(BIN)/python benchmarks/serving.py
 
-bench-overload: ## the server at five times what it can do, for a minute; make bench-overload SECONDS=20
+bench-overload: $(READY) ## the server at five times what it can do, for a minute; make bench-overload SECONDS=20
 	@$(BIN)/python benchmarks/overload.py --seconds $(or $(SECONDS),60)
 
-bench-soak: ## half an hour of load: does anything grow; make bench-soak MINUTES=5
+bench-soak: $(READY) ## half an hour of load: does anything grow; make bench-soak MINUTES=5
 	@$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),30)
 
 bench-%: $(READY)
@@ -129,7 +131,6 @@ $(VENV)/.parity: $(READY)
 	@$(PIP) --editable '.[parity]' && $(PIP) --no-deps torchattacks==3.5.1
 	@touch $@
 
-# an environment of its own: MLServer's pins do not go with ours. Without an index the benchmark goes on without it
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "latentbed: expected Python 3.11 to 3.14 with its venv module, got \
 	$$(python3 --version 2>&1 || true): install it (Debian: python3-venv), or say make PYTHON=/path/to/python" >&2; exit 1; }
