@@ -1,8 +1,8 @@
 # latentbed. `make` lists what there is; nothing has to be set up before.
 
 .DEFAULT_GOAL := help
-.PHONY: bench-serving bench-overload bench-soak help demo test test-long test-parity mlserver test-mlserver test-arm64 check format proto up up-direct up-scale up-watch \
-	down test-compose test-gpu relay-statuses bench-overload bench-soak bench clean
+.PHONY: help demo test test-long test-parity mlserver test-mlserver test-arm64 check format proto up up-direct up-scale up-watch \
+	down test-compose test-gpu relay-statuses bench-serving bench-overload bench-soak bench clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
