@@ -87,3 +87,12 @@ def _max_batch_size(config: bytes | None) -> int:
                 if inner == MAX_BATCH_SIZE:
                     return sum((byte & 0x7F) << 7 * n for n, byte in enumerate((config or b"")[start + begin : start + stop]))
     return 0
+
+
+def counted(channel: grpc.Channel, model: str) -> tuple[int, int] | None:
+    """(requests, rows) that a server says it answered since it started; None where it has no ModelStatistics."""
+    said = _ask(channel, "ModelStatistics", oip.pack_model_name(model), least=True)
+    if said is None:
+        return None
+    every = pb.ModelStatisticsResponse.FromString(said).model_stats
+    return sum(int(one.inference_stats.success.count) for one in every), sum(int(one.inference_count) for one in every)

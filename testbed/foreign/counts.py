@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import grpc
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from splitcore.errors import LatentbedError
-from splitcore.wire import oip
-from splitcore.wire import open_inference_pb2 as pb
 from splitcore.wire.channel import sync_channel
+from splitcore.wire.look import counted
 
 REQUESTS = ("nv_inference_request_success_total", "nv_inference_request_success", "model_infer_request_success_total")
 ROWS = ("nv_inference_count_total", "nv_inference_count", "rows_total")
@@ -41,12 +39,8 @@ def counts(target: str, model: str, metrics: str | None) -> Counts:
 
 def _by_statistics(target: str, model: str) -> Counts:
     with sync_channel(target) as channel:
-        try:
-            said = channel.unary_unary(oip.path("ModelStatistics"))(oip.pack_model_name(model), timeout=TIMEOUT_S)
-        except grpc.RpcError:
-            return Counts()
-    every = pb.ModelStatisticsResponse.FromString(said).model_stats
-    return Counts(sum(int(one.inference_stats.success.count) for one in every), sum(int(one.inference_count) for one in every))
+        said = counted(channel, model)
+    return Counts() if said is None else Counts(*said)
 
 
 def _by_metrics(url: str, model: str) -> Counts:
