@@ -14,8 +14,6 @@ from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse
 from prometheus_client import Counter
 
-ROWS = Counter("rows", "latents of the requests that were answered", ["model"])
-
 
 class OnnxTail(MLModel):
     """`latent` float32 [k, ...] to `scores` [k, classes]."""
@@ -25,6 +23,8 @@ class OnnxTail(MLModel):
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
         graph = Path(self.settings.parameters.uri)
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        # here and not beside the class: MLServer imports this file more than once
+        self._rows = Counter("rows", "latents of the requests that were answered", ["model"]).labels(self.name)
         if "LATENTBED_END_WITH_STDIN" in os.environ:
             threading.Thread(target=_end_with_stdin, daemon=True).start()
         return True
@@ -32,7 +32,7 @@ class OnnxTail(MLModel):
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         latents = np.ascontiguousarray(self.decode(payload.inputs[0], default_codec=NumpyCodec), np.float32)
         [logits] = self._session.run(None, {"latent": latents})
-        ROWS.labels(self.name).inc(len(latents))
+        self._rows.inc(len(latents))
         scores = NumpyCodec.encode_output("scores", logits)
         return InferenceResponse(id=payload.id, model_name=self.name, model_version=self.version, outputs=[scores])
 
