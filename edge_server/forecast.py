@@ -6,8 +6,9 @@ or a neighbour on the processor says nothing of the next batch. What batches usu
 
 from __future__ import annotations
 
+import statistics
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ WINDOW = 64
 """batches that the line goes through"""
 ENOUGH = 8
 """batches before which nothing is forecast, and between two fits"""
+LATELY = 4
+"""batches by whose slowness the whole line is stretched: a processor that others want too slows all of them at once"""
 FAR = 4.0
 """residuals above so many median absolute ones are left out of the second fit"""
 
@@ -46,37 +49,47 @@ class Forecast:
     """Learns from batches on the tail's thread; what it replaces, it replaces whole, so any thread may read it."""
 
     def __init__(self) -> None:
-        self._line = NOTHING
+        self._line = self._said = NOTHING
+        """through the window; the same, stretched"""
         self._now: tuple[int, int] | None = None
         """(rows, begun at) of the batch that is computed now"""
         self._seen: deque[tuple[int, int]] = deque(maxlen=WINDOW)
+        self._slow: deque[float] = deque(maxlen=LATELY)
+        """what the last batches took, over what the line had said"""
         self._fresh = self._ended_ns = 0
 
     def line(self, now_ns: int) -> Line:
         """What a batch that begins now will cost."""
-        return self._line if self._now or now_ns - self._ended_ns < STALE_NS else NOTHING
+        return self._said if self._now or now_ns - self._ended_ns < STALE_NS else NOTHING
 
     def begin(self, rows: int, now_ns: int) -> None:
         """A batch of so many rows is computed from now on."""
         if now_ns - self._ended_ns >= STALE_NS:
-            self._line, self._fresh = NOTHING, 0
+            self._line, self._said, self._fresh = NOTHING, NOTHING, 0
             self._seen.clear()
+            self._slow.clear()
         self._now = (rows, now_ns)
 
     def end(self, now_ns: int) -> None:
         """It is computed."""
         begun, self._now, self._ended_ns = self._now, None, now_ns
         if begun is not None and begun[0]:
-            self._seen.append((begun[0], now_ns - begun[1]))
+            rows, took_ns = begun[0], now_ns - begun[1]
+            if (said_ns := self._line.row_ns * rows + self._line.batch_ns) > 0:
+                self._slow.append(took_ns / said_ns)
+            self._seen.append((rows, took_ns))
             self._fresh += 1
             if self._fresh >= ENOUGH:
                 self._fresh = 0
                 self._line = fitted(self._seen)
+            if self._line is not NOTHING:
+                slow = max(1.0, statistics.median(self._slow)) if self._slow else 1.0
+                self._said = replace(self._line, row_ns=slow * self._line.row_ns, batch_ns=slow * self._line.batch_ns)
 
     def left_ns(self, now_ns: int, batch_rows: int) -> float:
         """Of the batch that is computed now."""
         begun = self._now
-        return 0.0 if begun is None else max(0.0, self._line.ns(begun[0], batch_rows) - (now_ns - begun[1]))
+        return 0.0 if begun is None else max(0.0, self._said.ns(begun[0], batch_rows) - (now_ns - begun[1]))
 
 
 def fitted(seen: deque[tuple[int, int]]) -> Line:

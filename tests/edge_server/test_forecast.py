@@ -56,6 +56,16 @@ def test_nothing_is_forecast_before_enough_batches_and_none_after_a_second_witho
     assert forecast.line(later_ns).ns(4, 64) == pytest.approx(300 * US), "what was before the rest is forgotten"
 
 
+def test_when_the_last_batches_were_slow_all_is_expected_to_be_and_when_they_are_fast_again_it_is_not():
+    forecast = Forecast()
+    now_ns = batches(forecast, 2 * ENOUGH, 0)
+    now_ns = batches(forecast, 3, now_ns, took_ns=300 * US)
+    assert forecast.line(now_ns).ns(4, 64) >= 290 * US
+    now_ns = batches(forecast, 4, now_ns)
+    assert forecast.line(now_ns).ns(4, 64) <= 310 * US
+    assert forecast.line(now_ns).row_ns * 4 + forecast.line(now_ns).batch_ns == pytest.approx(100 * US)
+
+
 def test_what_is_left_of_a_batch_shrinks_to_nothing():
     forecast = Forecast()
     now_ns = batches(forecast, ENOUGH, 0)
