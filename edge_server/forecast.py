@@ -6,6 +6,7 @@ or a neighbour on the processor says nothing of the next batch. What batches usu
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from dataclasses import dataclass, replace
@@ -39,7 +40,8 @@ class Line:
     def ns(self, rows: int, batch_rows: int) -> float:
         """Of so many rows in batches of at most `batch_rows`."""
         batches = -(-rows // batch_rows)
-        return self.row_ns * rows + self.batch_ns * batches + (self.above_ns if batches else 0.0)
+        # independent batches stray together by the root of their number
+        return self.row_ns * rows + self.batch_ns * batches + self.above_ns * math.sqrt(batches)
 
 
 NOTHING = Line()
