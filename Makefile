@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long test-parity mlserver test-mlserver test-arm64 check format proto up up-direct up-scale up-watch \
-	down test-compose test-gpu relay-statuses bench-serving bench-overload bench-soak bench clean
+	down test-compose test-gpu relay-statuses bench-serving bench-overload bench-soak bench fuzz clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -29,6 +29,11 @@ COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 
 # One thread a process: several nodes share the cores, and more threads only wait for one another.
 export OMP_NUM_THREADS ?= 1
+# Runs of each coverage-guided target, and which there are.
+FUZZ_RUNS ?= 200000
+FUZZ_TARGETS := request reply metadata bounds codec zstd-frame codec-name frame-id manifest journal telemetry rest sealed \
+	header-block splice address
+
 # Test files go to two processes: many tests wait for a socket or a clock.
 WORKERS ?= 2
 
@@ -54,6 +59,15 @@ mlserver: $(MLSERVER)/.ready ## MLServer in an environment of its own, for scena
 
 test-mlserver: $(READY) $(MLSERVER)/.ready ## an attack on a model that MLServer serves, which this installs
 	@$(BIN)/python -m pytest -q -m mlserver
+
+fuzz: $(VENV)/.fuzz ## hostile input: coverage-guided where bytes are parsed, 100,000 bent messages at whole nodes, 10,000 connections
+	@set -e; for name in $(FUZZ_TARGETS); do $(MAKE) --no-print-directory fuzz-$$name; done
+	@LATENTBED_MUTATIONS=100000 LATENTBED_CROWD=10000 $(BIN)/python -m pytest -q -s tests/hostile \
+		tests/splitcore/test_codec_hostile_payloads.py
+
+fuzz-%: $(VENV)/.fuzz
+	@echo "fuzz $*: $(FUZZ_RUNS) runs" && mkdir -p runs/fuzz && $(BIN)/python tests/fuzz/run.py $* -runs=$(FUZZ_RUNS) \
+		>runs/fuzz/$*.log 2>&1 && tail -n 1 runs/fuzz/$*.log || { tail -n 40 runs/fuzz/$*.log; exit 1; }
 
 check: $(READY) ## ruff, mypy, import-linter, and whether generated files are fresh
 	@echo "ruff" && $(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
@@ -129,6 +143,10 @@ $(MLSERVER)/.ready: examples/mlserver/requirements.txt | $(READY)
 $(VENV)/.parity: $(READY)
 	@echo "latentbed: ART, foolbox and torchattacks"
 	@$(PIP) --editable '.[parity]' && $(PIP) --no-deps torchattacks==3.5.1
+	@touch $@
+
+$(VENV)/.fuzz: $(READY)
+	@$(PIP) --editable '.[fuzz]'
 	@touch $@
 
 $(READY): pyproject.toml constraints.txt

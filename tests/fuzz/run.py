@@ -14,7 +14,7 @@ import atheris
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
-with atheris.instrument_imports(include=["splitcore", "fuzzing"]):
+with atheris.instrument_imports(include=["splitcore", "adversary.relay", "fuzzing"]):
     from fuzzing import TARGETS
 
 

@@ -14,12 +14,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import http2
 import numpy as np
 import orjson
 import zstandard
 from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
+from adversary.addons.recorder import Pass
+from adversary.ledger import Ledger
+from adversary.relay.addon import Forward
+from adversary.relay.frames import H2Error
+from adversary.relay.headers import Requests, context_free, pick
+from adversary.relay.passage import Books
+from adversary.relay.splice import ANSWER, ASK, Splice
 from splitcore.artefact import Manifest
 from splitcore.codec import Codec, fit, parse
 from splitcore.codec.entropy import Entropy
@@ -29,7 +37,8 @@ from splitcore.frame import Frame, FrameId, Reply
 from splitcore.journal import rows_of
 from splitcore.latent import LatentSpec
 from splitcore.telemetry.collector import Collector
-from splitcore.wire import oip
+from splitcore.telemetry.spans import Telemetry
+from splitcore.wire import envelope, json_tensors, oip
 from splitcore.wire import open_inference_pb2 as pb
 from splitcore.wire.bounds import MAX_LOOSE_BYTES, fields
 from splitcore.wire.channel import split_address
@@ -111,8 +120,13 @@ def request(message: bytes) -> None:
     # what we understood we can say ourselves, and a relay that puts the same latents in changes nothing
     plain = 4 * math.prod(frame.shape)
     if frame.codec != "identity" or all(len(payload) == plain for payload in frame.payloads):
-        assert oip.unpack_request(oip.pack_request(frame)) == frame
+        assert _essence(oip.unpack_request(oip.pack_request(frame))) == _essence(frame)
     assert oip.unpack_request(oip.replace_payloads(message, frame.payloads)) == frame
+
+
+def _essence(frame: Frame) -> tuple[object, ...]:
+    """What every message of ours says, however its tensor and its outputs were written."""
+    return frame.id, frame.payloads, frame.codec, frame.shape, frame.attempt, frame.origin, frame.model, frame.timeout_us
 
 
 def _sane(reply: Reply) -> None:
@@ -180,6 +194,73 @@ def telemetry(data: bytes) -> None:
     row = _collectors[0]._take(data)
     # what is taken goes to the journal as JSON
     assert row is None or orjson.loads(orjson.dumps(row)) == row
+
+
+def rest(data: bytes) -> None:
+    """The first two bytes say how much is JSON, as the header does."""
+    body = data[2:]
+    with contextlib.suppress(WireError):
+        said = int.from_bytes(data[:2]) if data[:1] != b"\xff" else None
+        message, binary = json_tensors.read_request(body, said, "m", "1")
+        assert isinstance(binary("scores"), bool)
+        request(message)
+
+
+def sealed(message: bytes) -> None:
+    with contextlib.suppress(WireError):
+        found = envelope.unpack_envelope(message)
+        if found is not None:
+            assert envelope.unpack_envelope(envelope.pack_envelope(found)) == found
+    with contextlib.suppress(WireError):
+        envelope.unpack_hello(message)
+
+
+def header_block(block: bytes) -> None:
+    requests = Requests()
+    for requests.free in (False, True):
+        with contextlib.suppress(H2Error):
+            assert sum(map(len, requests.call(block))) <= 16 * len(block) + 64
+    if context_free(block):
+        with contextlib.suppress(H2Error):
+            pick(block, (b":path",))
+
+
+class _Rewriter(Pass):
+    """Every frame goes on a little longer."""
+
+    holds = True
+
+    def request(self, frame: Frame, message: bytes) -> Forward:
+        return Forward(message + oip.pack_padding(b"longer"), "passed", 0)
+
+
+_ledgers: list[Ledger] = []
+ROOM = 1 << 20
+
+
+def splice(data: bytes) -> None:
+    """Pieces of two connections: a byte for the side and the addon, two for the length, then that of what this side sends."""
+    if not _ledgers:
+        _ledgers.append(Ledger(Path("/dev/null")))
+    books = Books(_ledgers[0], Telemetry("fuzz", None), ROOM)
+    addon = _Rewriter() if data[:1] and data[0] & 2 else Pass()
+    pair = Splice(lambda: addon, books, lambda: None)
+    sent = 0
+    with contextlib.suppress(H2Error):
+        pair.receive(ASK, http2.PREFACE + http2.settings())
+        pair.receive(ANSWER, http2.settings() + http2.frame(http2.SETTINGS, http2.ACK))
+        at = 0
+        while at + 3 <= len(data):
+            side, size = data[at] & 1, int.from_bytes(data[at + 1 : at + 3])
+            piece = data[at + 3 : at + 3 + size]
+            at, sent = at + 3 + size, sent + len(piece)
+            pair.receive(ANSWER if side else ASK, piece)
+            pair.settle()
+    pair.close("the end")
+    pair.settle()
+    # whatever came, nothing is kept of it, and no more goes on than came with our padding and our own frames
+    assert books.room == ROOM and not pair.streams and not any(lane.keeping for lane in pair.lanes)
+    assert sum(len(piece) for lane in pair.lanes for piece in lane.out) < 200 + 64 * (sent + 64)
 
 
 def address(data: bytes) -> None:
@@ -251,6 +332,35 @@ _SPANS = (
     {"kind": "bye", "node": "edge", "sent": 4, "dropped": 0},
 )
 
+
+def _spliced() -> tuple[bytes, ...]:
+    ask = http2.conversation(_requests())[4:]
+    answers = http2.answer(tuple(map(oip.pack_stream_reply, [Reply(id=ID, labels=np.arange(1))])))[2:]
+
+    def of(side: int, pieces: list[bytes]) -> bytes:
+        return b"".join(bytes([side]) + len(piece).to_bytes(2) + piece for piece in pieces)
+
+    whole = of(2, [b"".join(ask)]) + of(3, [b"".join(answers)])
+    return of(0, ask) + of(1, answers), of(2, ask) + of(3, answers), whole
+
+
+def _bodies() -> tuple[bytes, ...]:
+    tensor = {"name": "latent", "shape": [1, 2, 3], "datatype": "FP32"}
+    plain = json.dumps(
+        {"id": ID, "inputs": [{**tensor, "data": [[[1, 2.5, 3], [4, 5, 6]]]}], "outputs": [{"name": "label"}]}
+    ).encode()
+    binary = json.dumps(
+        {"inputs": [{**tensor, "parameters": {"binary_data_size": 24}}], "parameters": {"binary_data_output": True}}
+    ).encode()
+    return b"\xff\xff" + plain, len(binary).to_bytes(2) + binary + bytes(24)
+
+
+def _envelopes() -> tuple[bytes, ...]:
+    salt = b"s" * 16
+    found = envelope.Envelope(ID, 1, "m", "1", 3, b"sealed bytes", salt)
+    return envelope.pack_envelope(found), envelope.pack_hello(salt)
+
+
 TARGETS = {
     "request": Target(request, _requests()),
     "reply": Target(reply, _replies()),
@@ -262,6 +372,12 @@ TARGETS = {
     "manifest": Target(manifest, (_manifest(),)),
     "journal": Target(journal, (b'{"a":1}\n{"b":[2]}\n{"torn', b"[]\n\n{}\n")),
     "telemetry": Target(telemetry, tuple(map(orjson.dumps, _SPANS)), 1024),
+    "rest": Target(rest, _bodies()),
+    "sealed": Target(sealed, _envelopes()),
+    "header-block": Target(
+        header_block, (http2.block(), http2.block("/a/b", x_y="z"), b"\x82\x86\x84\x41\x8a\x08\x9d\x5c\x0b")
+    ),
+    "splice": Target(splice, _spliced()),
     "address": Target(address, (b"127.0.0.1:80", b"[::1]:0", b"host.name:65535"), 200),
     "zstd-frame": Target(
         lambda data: codec(bytes([5]) + b"\x28\xb5\x2f\xfd" + data),
