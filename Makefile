@@ -134,6 +134,7 @@ clean: ## the environment and the caches; runs and artefacts stay
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# an environment of its own: MLServer's pins do not go with ours
 $(MLSERVER)/.ready: examples/mlserver/requirements.txt | $(READY)
 	@echo "latentbed: MLServer in $(MLSERVER) (40 s)"
 	@test -x $(MLSERVER)/bin/python || $(BIN)/python -m venv $(MLSERVER)

@@ -14,6 +14,7 @@ from adversary.ledger import Kind, Ledger
 from adversary.names import Names
 from adversary.relay.addon import Addon, Forward
 from adversary.relay.flight import Flight
+from adversary.relay.frames import H2Error
 from adversary.relay.headers import pick, status_of
 from adversary.relay.messages import expand
 from splitcore.errors import WireError
@@ -139,7 +140,12 @@ class Call:
 
     def encoding(self, answers: bool) -> bytes:
         """By which messages are compressed in this direction."""
-        return pick(self._reply_headers, (b"grpc-encoding",)).get(b"grpc-encoding", b"") if answers else self._encoding
+        if not answers:
+            return self._encoding
+        try:
+            return pick(self._reply_headers, (b"grpc-encoding",)).get(b"grpc-encoding", b"")
+        except H2Error:
+            return b""  # headers that cannot be read name none: its compressed messages pass unread
 
     def opened(self, block: bytes) -> None:
         """The response's headers came."""
@@ -226,7 +232,12 @@ class Call:
     def closed(self, block: bytes, _: int) -> None:
         """The server has ended the call, with this header block."""
         if self._flight:
-            code, message = status_of(block)
+            try:
+                code, message = status_of(block)
+            except H2Error as error:
+                # the client shall judge what the server says; here the frames have ended, whatever it was
+                self.ended(f"the server ended the call with trailers that cannot be read: {error}")
+                return
             name = CODES.get(code or 0, str(code))
             self.ended(f"{name}: {message}" if code else "the stream ended before an answer")
 
