@@ -54,6 +54,9 @@ def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
         # more calls of one connection wait at the client: what they carry is in memory before any queue can refuse it
         ("grpc.max_concurrent_streams", MAX_CALLS),
         ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+        # calls that come faster than they are taken wait: above 1000 gRPC's core would cancel some at random, without a word
+        ("grpc.server.max_pending_requests", 2 * MAX_SERVER_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", 4 * MAX_SERVER_CALLS),
         # who connects and says nothing has no place here; grpcio gives them two minutes
         ("grpc.server_handshake_timeout_ms", 10_000),
         # a connection without a call goes after a while, and a client with one to make opens another
