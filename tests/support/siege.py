@@ -139,8 +139,8 @@ class Good:
         frames.append(self.frame("jpeg90" if self.spec.shape[0] <= 4 else "uniform3/tensor", run="mutated", labels_only=True))
         return [oip.pack_request(frame) for frame in frames]
 
-    def is_served(self, address: str, *, patience_s: float = PATIENCE_S, stream: bool = True) -> None:
-        """Unary and on a stream, on a new connection: the tail's own scores."""
+    def is_served(self, address: str, *, patience_s: float = PATIENCE_S, stream: bool = True, exact: bool = True) -> None:
+        """Unary and on a stream, on a new connection: the tail's own scores, `exact` unless an attack may have turned them."""
         frames = [self.frame(rows=3), self.frame(rows=2)]
         with torch.inference_mode():
             expected = self._tail(torch.from_numpy(self.latents[:3])).numpy()
@@ -155,7 +155,9 @@ class Good:
         for frame, answer in zip(frames, answers, strict=False):
             assert (answer.id, answer.error) == (frame.id, None)
             assert answer.scores is not None
-            np.testing.assert_allclose(answer.scores, expected[: frame.rows], rtol=1e-3, atol=1e-3)
+            assert answer.scores.shape == expected[: frame.rows].shape
+            if exact:
+                np.testing.assert_allclose(answer.scores, expected[: frame.rows], rtol=1e-3, atol=1e-3)
 
 
 def asked(channel: grpc.Channel, messages: Sequence[bytes], timeout: float = 300) -> list[bytes]:
