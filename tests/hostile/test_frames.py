@@ -196,3 +196,14 @@ def test_whoever_never_finishes_a_word_is_left_behind(node: Besieged, good: Good
         for connection in slow:
             connection.close()
     node.healthy()
+
+
+@pytest.mark.parametrize("node", NODES, indirect=True)
+def test_a_path_that_is_no_text_ends_its_own_call(node: Besieged, good: Good) -> None:
+    """grpcio's server on asyncio ends at the first of them."""
+    path = oip.path(oip.STREAM).encode()
+    broken = http2.block().replace(path, path[:-2] + b"\xff\x97")
+    for _ in range(3):
+        said = thrown(node.grpc, HEAD + frame(http2.HEADERS, http2.END_HEADERS | http2.END_STREAM, 1, broken))
+        assert said
+        good.is_served(node.grpc)
