@@ -109,7 +109,7 @@ def test_one_pass_at_a_time_and_no_change_without_the_token(servers: Any) -> Non
     assert client.post("/passes", json=long).status_code == 202
     assert client.post("/passes", json={"run": "other", "count": 1}).status_code == 409
     assert client.post("/passes", json=long).json()["state"] == "running"
-    assert wait_for(client, "long") == {"run": "long", "state": "done", "done": 30, "count": 30, "error": None}
+    assert wait_for(client, "long") == {"run": "long", "state": "done", "done": 30, "count": 30, "error": None, "alarms": 0}
     assert client.post("/passes", json=long | {"count": 31}).status_code == 409
     assert client.post("/passes", json={"run": "x", "count": 1, "colour": "red"}).status_code == 422
 
@@ -209,7 +209,7 @@ def test_a_killed_phone_goes_on_where_it_stopped(
             if kill_at is not None:
                 assert status["state"] == "running"
                 phone.kill()
-    assert status == {"run": "resumed", "state": "done", "done": 200, "count": 200, "error": None}
+    assert status == {"run": "resumed", "state": "done", "done": 200, "count": 200, "error": None, "alarms": 0}
     assert phone.end() == 0
     folder = tmp_path / "phone" / "passes" / "resumed"
     frames, attempts = list(read(folder / "frames.jsonl")), list(read(folder / "attempts.jsonl"))
