@@ -55,7 +55,8 @@ class GraphTail:
                 for _ in range(WARM):
                     self._model(given)
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool, stream=self._stream):
+                # a model may be loaded while another one computes on its own thread, which must not spoil the recording
+                with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                     logits = self._model(given).float()
         except RuntimeError as error:
             raise ArtefactError(f"artefact {self._artefact.manifest.name}: its tail cannot be a CUDA graph: {error}") from error
