@@ -38,6 +38,7 @@ class Outputs(StrEnum):
 
 class TailForm(StrEnum):
     AUTO = "auto"
+    PLAIN = "plain"
     EAGER = "eager"
     CHANNELS_LAST = "channels-last"
     BFLOAT16 = "bfloat16"

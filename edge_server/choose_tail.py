@@ -57,11 +57,11 @@ def choose(kind: TailKind, where: Where) -> tuple[OnDevice, tuple[Trial, ...]]:
     """The tail to serve, and what was tried. Raises ArtefactError; ValueError for a kind or device that is not there."""
     if where.artefact.manifest.tail.net == "onnx":
         # there is no other form of it
-        if kind not in ("auto", "onnxruntime"):
-            raise ValueError(f"expected --tail auto or onnxruntime for a tail in ONNX, got {kind}")
+        if kind not in ("auto", "plain", "onnxruntime"):
+            raise ValueError(f"expected --tail auto, plain or onnxruntime for a tail in ONNX, got {kind}")
         return make("onnxruntime", where), ()
     plain = make("eager", where)
-    if kind == "eager":
+    if kind in ("plain", "eager"):
         return plain, ()
     latents = _latents(where.artefact)
     expected = _logits(plain, latents, where.max_batch_size)

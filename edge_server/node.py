@@ -78,7 +78,7 @@ class EdgeConfig:
     device: str = "auto"
     threads: int = 0
     """0: half the cores"""
-    tail: TailKind = "eager"
+    tail: TailKind = "plain"
     """which form of the tails; auto, the command line's default: the fastest, by measurement at load"""
     labels_only: bool = False
     tls: ServerTls | None = None

@@ -81,7 +81,7 @@ class Indexed(BaseModel):
     reason: str
 
 
-class IndexAsked(BaseModel):
+class IndexAsked(BaseModel, extra="forbid"):
     ready: bool = Field(False, description="only what is ready")
 
 

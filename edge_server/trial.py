@@ -6,7 +6,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Literal
 
-TailKind = Literal["auto", "eager", "channels-last", "bfloat16", "compile", "cuda-graphs", "onnxruntime"]
+TailKind = Literal["auto", "plain", "eager", "channels-last", "bfloat16", "compile", "cuda-graphs", "onnxruntime"]
+"""auto: the fastest, by measurement; plain: as the artefact has it, torch eager or ONNX Runtime"""
 
 
 @dataclass

@@ -152,7 +152,7 @@ class Edge(_Strict):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
-    tail: TailKind = "eager"
+    tail: TailKind = "plain"
     """the form of the tail; not `auto` unless said: which one was faster that day would be in the last bits of every score"""
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
     preferred_batch_size: tuple[Annotated[int, Field(ge=1)], ...] = ()

@@ -88,7 +88,7 @@ def pair(artefact: Path, state: Path, options: NodeOptions, telemetry: str | Non
             return process.wait_ready()
 
         edge = start(
-            "edge_server", "edge", "--threads", str(options.edge_threads), "--device", options.edge_device, "--tail", "eager",
+            "edge_server", "edge", "--threads", str(options.edge_threads), "--device", options.edge_device, "--tail", "plain",
             *trust,
         )  # fmt: skip
         phone = start(

