@@ -66,7 +66,7 @@ class Server:
 
 @contextlib.contextmanager
 def serve(name: str, folder: Path) -> Iterator[Server]:
-    """The artefact of recipes/NAME.yaml on an edge server of one thread: the other core is the attacker's."""
+    """The artefact of recipes/NAME.yaml on an edge server of one thread: the other core is the attacker's. TAIL: its form."""
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
     test = load(recipe.dataset, "test")
     export(train(recipe, progress=False, device="cpu"), recipe, test, folder / name)
@@ -79,7 +79,7 @@ def serve(name: str, folder: Path) -> Iterator[Server]:
         "--device",
         "cpu",
         "--tail",
-        "eager",
+        os.environ.get("TAIL", "eager"),
         "--threads",
         "1",
     ]
