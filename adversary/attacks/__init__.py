@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
-
-from pydantic import BeforeValidator, Discriminator, Tag
-from pydantic_core import PydanticCustomError
+from typing import TYPE_CHECKING, TypeAlias
 
 from adversary.attacks.bandits import Bandits
 from adversary.attacks.base import Answers, Ask, Attack, Case, Pool, Search
@@ -18,7 +13,7 @@ from adversary.attacks.hopskipjump import HopSkipJump
 from adversary.attacks.nattack import NAttack
 from adversary.attacks.nes import NES
 from adversary.attacks.noise import Noise
-from adversary.attacks.own import OwnAttack, is_own
+from adversary.attacks.own import FAMILY, OwnAttack
 from adversary.attacks.parsimonious import Parsimonious
 from adversary.attacks.rays import RayS
 from adversary.attacks.signflip import SignFlip
@@ -42,33 +37,7 @@ ATTACKS: tuple[type[Attack], ...] = (
     Universal, Transfer,
 )  # fmt: skip
 
-_OWN = "own"
-_KINDS = tuple(str(attack.kind) for attack in ATTACKS)
-
-
-def _kind(value: Any) -> Any:
-    return value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-
-
-def _named(value: Any) -> Any:
-    """Says what may stand there before the union says it in its own way."""
-    kind = _kind(value)
-    if kind in _KINDS or isinstance(value, OwnAttack) or (isinstance(kind, str) and is_own(kind)):
-        return value
-    raise PydanticCustomError(
-        "attack_kind",
-        "expected kind one of {kinds}, or one's own: `module:Class` or an installed entry point; got {got}",
-        {"kinds": ", ".join(_KINDS), "got": repr(kind)[:80]},
-    )
-
-
-def _tag(value: Any) -> str:
-    kind = _kind(value)
-    return kind if kind in _KINDS else _OWN
-
-
 if TYPE_CHECKING:
     AttackConfig: TypeAlias = Attack | OwnAttack
-else:  # made from the tuple, so that nothing else lists the attacks
-    _MEMBERS = (*(Annotated[attack, Tag(attack.kind)] for attack in ATTACKS), Annotated[OwnAttack, Tag(_OWN)])
-    AttackConfig = Annotated[reduce(or_, _MEMBERS), Discriminator(_tag), BeforeValidator(_named)]
+else:  # made from the tuple, so that nothing else lists them
+    AttackConfig = FAMILY.configured(ATTACKS, OwnAttack)

@@ -30,18 +30,13 @@ class OwnAttack(BaseModel):
 
     @model_validator(mode="after")
     def _is_named(self) -> OwnAttack:
-        if not is_own(self.kind):
+        if not FAMILY.knows(self.kind):
             raise ValueError(f"expected `module:Class` or an installed entry point of group {GROUP}, got {self.kind!r}")
         return self
 
     def build(self, trusted: Collection[str]) -> Attack:
         """The attack, its code run. `trusted`: modules, or files `path/module.py`. Raises ScenarioError."""
         return _checked(FAMILY.build(self.kind, self.model_extra or {}, trusted), self.kind)
-
-
-def is_own(kind: str) -> bool:
-    """Whether `kind` may name somebody's own attack; nothing is imported to find out."""
-    return FAMILY.knows(kind)
 
 
 def _checked(attack: Any, kind: str) -> Attack:
