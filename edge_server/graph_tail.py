@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edge_server.tail import pick_device, told
+from edge_server.tail import OnTorchDevice, pick_device
 from edge_server.warm_up import warm_up
 from splitcore.artefact import Artefact
 from splitcore.errors import ArtefactError
@@ -21,7 +21,7 @@ WARM = 3
 """runs before a recording, as torch's notes on CUDA graphs ask: libraries choose their kernels then"""
 
 
-class GraphTail:
+class GraphTail(OnTorchDevice):
     """As `Tail`. A batch is computed in the smallest recorded size that holds it; rows beyond it are what was there before."""
 
     kind = "cuda-graphs"
@@ -31,13 +31,12 @@ class GraphTail:
     ) -> None:
         torch.set_num_threads(threads)
         self._artefact = artefact
-        self._device = pick_device(device)
-        if self._device.type != "cuda":
+        on = pick_device(device)
+        if on.type != "cuda":
             raise ValueError("expected a CUDA device for --tail cuda-graphs, got cpu: say --tail auto")
-        self._model = load_tail(artefact, self._device, trusted)
         shape = artefact.latent.shape
-        self._staging = torch.zeros((max_batch_size, *shape), pin_memory=True)
-        self._view: F32 = self._staging.numpy()
+        super().__init__(on, max_batch_size, shape)
+        self._model = load_tail(artefact, self._device, trusted)
         self._given = torch.zeros((max_batch_size, *shape), device=self._device)
         self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._sizes = sizes(max_batch_size)
@@ -63,19 +62,8 @@ class GraphTail:
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return graph, logits
 
-    @property
-    def device(self) -> str:
-        """For instance `cuda:0 NVIDIA H200`."""
-        return told(self._device)
-
-    def room(self, rows: int) -> F32 | None:
-        """As `Tail.room`."""
-        return self._view[:rows] if rows <= len(self._view) else None
-
     def __call__(self, latents: F32) -> F32:
-        k = len(latents)
-        if latents.ctypes.data != self._view.ctypes.data:
-            self._view[:k] = latents
+        k = self._put(latents)
         graph, logits = self._graphs[next(size for size in self._sizes if size >= k)]
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             self._given[:k].copy_(self._staging[:k], non_blocking=True)

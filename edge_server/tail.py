@@ -33,7 +33,34 @@ def default_threads() -> int:
     return max(1, (os.cpu_count() or 2) // 2)
 
 
-class Tail:
+class OnTorchDevice:
+    """What every form of a tail in torch has: its device, and the memory from which batches go there."""
+
+    def __init__(self, device: torch.device, max_batch_size: int, shape: tuple[int, ...]) -> None:
+        self._device = device
+        # One staging buffer for the node's life: pinned memory lets the copy to the device run without the processor,
+        # and torch wants memory it may write to, which bytes from the wire are not.
+        self._staging = torch.empty((max_batch_size, *shape), pin_memory=device.type == "cuda")
+        self._view: F32 = self._staging.numpy()
+
+    @property
+    def device(self) -> str:
+        """`cpu`, or for instance `cuda:0 NVIDIA H200`."""
+        return told(self._device)
+
+    def room(self, rows: int) -> F32 | None:
+        """Where so many latents may be put, so that the call need not copy them; None: too many. Used again by the next."""
+        return self._view[:rows] if rows <= len(self._view) else None
+
+    def _put(self, latents: F32) -> int:
+        """The latents [k, *shape] into the buffer, if they are not there; k."""
+        k = len(latents)
+        if latents.ctypes.data != self._view.ctypes.data:
+            self._view[:k] = latents
+        return k
+
+
+class Tail(OnTorchDevice):
     """Called with latents [k, *shape], k up to `max_batch_size`, gives logits [k, classes]. Use it from one thread."""
 
     def __init__(
@@ -49,9 +76,9 @@ class Tail:
         torch.set_num_threads(threads)
         self.kind: str = form
         self._artefact = artefact
-        self._device = pick_device(device)
-        model = load_tail(artefact, self._device, trusted)
         shape = artefact.latent.shape
+        super().__init__(pick_device(device), max_batch_size, shape)
+        model = load_tail(artefact, self._device, trusted)
         self._dtype = torch.bfloat16 if form == "bfloat16" else torch.float32
         planes = form in ("channels-last", "bfloat16") and len(shape) == 3
         self._order = torch.channels_last if planes else torch.contiguous_format
@@ -59,24 +86,9 @@ class Tail:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # sizes of batches change all the time: one program for all of them
         self._model = torch.compile(model, dynamic=True) if form == "compile" else model.to(self._dtype)
-        # One staging buffer for the node's life: pinned memory lets the copy to the device run without the processor,
-        # and torch wants memory it may write to, which bytes from the wire are not.
-        self._staging = torch.empty((max_batch_size, *shape), pin_memory=self._device.type == "cuda")
-        self._view: F32 = self._staging.numpy()
-
-    @property
-    def device(self) -> str:
-        """`cpu`, or for instance `cuda:0 NVIDIA H200`."""
-        return told(self._device)
-
-    def room(self, rows: int) -> F32 | None:
-        """Where so many latents may be put, so that the call need not copy them; None: too many. Used again by the next."""
-        return self._view[:rows] if rows <= len(self._view) else None
 
     def __call__(self, latents: F32) -> F32:
-        k = len(latents)
-        if latents.ctypes.data != self._view.ctypes.data:
-            self._view[:k] = latents
+        k = self._put(latents)
         with torch.inference_mode():
             given = self._staging[:k].to(self._device, self._dtype, non_blocking=True, memory_format=self._order)
             # the copy back waits for the device, so the staging buffer is free again when this returns
