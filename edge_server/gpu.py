@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from splitcore.telemetry.exposition import counter
+
+log = logging.getLogger(__name__)
 
 Read = Callable[[Any, Any], float]
 GAUGES: dict[str, tuple[str, Read]] = {
@@ -28,10 +31,13 @@ class Gpus(Collector):
         self._gpus: dict[str, Any] = {}
         try:
             import pynvml
-
-            self._nvml: Any = pynvml
+        except ImportError:
+            return
+        self._nvml: Any = pynvml
+        try:
             pynvml.nvmlInit()
-        except Exception:  # no package, no driver, no permission: this machine has no GPU to tell of
+        except pynvml.NVMLError as error:  # no driver, no permission: this machine has no GPU to tell of
+            log.debug("no figures of GPUs: %s", error)
             return
         for number in range(pynvml.nvmlDeviceGetCount()):
             gpu = pynvml.nvmlDeviceGetHandleByIndex(number)
