@@ -10,12 +10,14 @@ the others told why, at once; and after it, everything answered again. Writes do
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -175,6 +177,21 @@ def written(found: dict[str, Any]) -> str:
     )
 
 
+@contextlib.contextmanager
+def heavy_edge() -> Iterator[tuple[Artefact, dict[str, Any]]]:
+    """An edge server of one thread for the tail `heavy`: the artefact, and what the server says when it is ready."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        artefact = _tails.make("heavy", folder)
+        process = Process("edge_server", folder / "edge", [
+            "--artefact", str(artefact.folder), "--device", "cpu", "--threads", "1", "--tail", "eager", "--trust", _tails.TRUST,
+        ])  # fmt: skip
+        try:
+            yield artefact, process.wait_ready()
+        finally:
+            process.stop()
+
+
 def main(
     seconds: Annotated[float, typer.Option(min=1, help="of overload")] = 60.0,
     factor: Annotated[float, typer.Option(min=1, help="offered, as a multiple of what the server can do")] = 5.0,
@@ -182,17 +199,8 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for overload.json and overload.md")] = ROOT / "docs" / "results",
 ) -> None:
     """Says what became of every frame."""
-    with tempfile.TemporaryDirectory() as temporary, asyncio.Runner(loop_factory=new_event_loop) as runner:
-        folder = Path(temporary)
-        artefact = _tails.make("heavy", folder)
-        process = Process("edge_server", folder / "edge", [
-            "--artefact", str(artefact.folder), "--device", "cpu", "--threads", "1", "--tail", "eager", "--trust", _tails.TRUST,
-        ])  # fmt: skip
-        try:
-            ready = process.wait_ready()
-            found = runner.run(measure(artefact, ready["grpc"], ready["pid"], seconds, factor, deadline_ms))
-        finally:
-            process.stop()
+    with heavy_edge() as (artefact, ready), asyncio.Runner(loop_factory=new_event_loop) as runner:
+        found = runner.run(measure(artefact, ready["grpc"], ready["pid"], seconds, factor, deadline_ms))
     print(json.dumps(found, indent=1))
     out.mkdir(parents=True, exist_ok=True)
     (out / "overload.json").write_text(json.dumps(found, indent=1) + "\n")

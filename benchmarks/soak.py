@@ -13,7 +13,6 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,12 +24,10 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import _tails  # noqa: E402
-from benchmarks.overload import Load  # noqa: E402
+from benchmarks.overload import Load, heavy_edge  # noqa: E402
 from splitcore.node import new_event_loop  # noqa: E402
 from splitcore.wire import oip  # noqa: E402
 from splitcore.wire.channel import aio_channel  # noqa: E402
-from testbed.nodes import Process  # noqa: E402
 
 STREAM_S = 5.0
 """a stream's life"""
@@ -106,18 +103,9 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for soak.json and soak.md")] = ROOT / "docs" / "results",
 ) -> None:
     """Says by how much the server grew."""
-    with tempfile.TemporaryDirectory() as temporary, asyncio.Runner(loop_factory=new_event_loop) as runner:
-        folder = Path(temporary)
-        artefact = _tails.make("heavy", folder)
-        process = Process("edge_server", folder / "edge", [
-            "--artefact", str(artefact.folder), "--device", "cpu", "--threads", "1", "--tail", "eager", "--trust", _tails.TRUST,
-        ])  # fmt: skip
-        try:
-            ready = process.wait_ready()
-            load = Load(artefact, ready["grpc"], DEADLINE_MS, ready["pid"])
-            found = runner.run(measure(load, ready["grpc"], ready["pid"], minutes * 60))
-        finally:
-            process.stop()
+    with heavy_edge() as (artefact, ready), asyncio.Runner(loop_factory=new_event_loop) as runner:
+        load = Load(artefact, ready["grpc"], DEADLINE_MS, ready["pid"])
+        found = runner.run(measure(load, ready["grpc"], ready["pid"], minutes * 60))
     print(json.dumps({name: value for name, value in found.items() if name != "curve"}, indent=1))
     out.mkdir(parents=True, exist_ok=True)
     (out / "soak.json").write_text(json.dumps(found, indent=1) + "\n")
