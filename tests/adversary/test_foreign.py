@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from foreign_server import SHAPE, Foreign, served
+from foreign_server import SHAPE, Foreign, edge_server, served
 from numpy.typing import NDArray
 
 from splitcore.artefact import Artefact
@@ -278,14 +278,8 @@ def test_a_model_that_is_not_there_ends_the_start_with_its_name(tmp_path: Path) 
 @pytest.fixture(scope="module")
 def edge(digits_artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Our own server, of which the adversary knows no more than its address and a model's name."""
-    state = tmp_path_factory.mktemp("edge")
-    process = Process(
-        "edge_server", state, ["--artefact", str(digits_artefact), "--device", "cpu", "--tail", "eager", "--threads", "1"]
-    )
-    try:
-        yield process.wait_ready()["grpc"]
-    finally:
-        process.stop()
+    with edge_server(digits_artefact, tmp_path_factory.mktemp("edge")) as target:
+        yield target
 
 
 def test_tritonclient_is_the_phone_and_nobody_has_an_artefact(edge: str, digits_artefact: Path, tmp_path: Path) -> None:

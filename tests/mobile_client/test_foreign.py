@@ -7,25 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from foreign_server import Foreign, served
+from foreign_server import Foreign, edge_server, served
 from typer.testing import CliRunner, Result
 
 from mobile_client.__main__ import app
 from splitcore.artefact import Artefact
 from splitcore.journal import read
-from testbed.nodes import Process
 
 
 @pytest.fixture(scope="module")
 def edge(digits_artefact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    state = tmp_path_factory.mktemp("edge")
-    process = Process(
-        "edge_server", state, ["--artefact", str(digits_artefact), "--device", "cpu", "--tail", "eager", "--threads", "1"]
-    )
-    try:
-        yield process.wait_ready()["grpc"]
-    finally:
-        process.stop()
+    with edge_server(digits_artefact, tmp_path_factory.mktemp("edge")) as target:
+        yield target
 
 
 def once(artefact: Path, target: str, state: Path, codec: str = "identity", **endpoint: object) -> Result:

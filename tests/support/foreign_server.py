@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import grpc
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from splitcore.wire import oip
 from splitcore.wire import open_inference_pb2 as pb
+from testbed.nodes import Process
 
 SHAPE, CLASSES = (2, 4, 4), 5
 DTYPES = {"FP32": "<f4", "FP16": "<f2", "FP64": "<f8", "UINT8": "u1", "INT8": "i1"}
@@ -132,3 +134,15 @@ def served(foreign: Foreign) -> Iterator[Foreign]:
         yield foreign
     finally:
         server.stop(0).wait()
+
+
+@contextmanager
+def edge_server(artefact: Path, state: Path) -> Iterator[str]:
+    """Our own server as one that is none of ours: the address of its process."""
+    process = Process(
+        "edge_server", state, ["--artefact", str(artefact), "--device", "cpu", "--tail", "eager", "--threads", "1"]
+    )
+    try:
+        yield process.wait_ready()["grpc"]
+    finally:
+        process.stop()
