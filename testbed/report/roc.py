@@ -56,9 +56,9 @@ def interval(area: float, m: int, n: int) -> tuple[float, float]:
         spread = theta * (1 - theta) * (1 + size * ((1 - theta) / (2 - theta) + theta / (1 + theta))) / (m * n)
         return abs(area - theta) - Z * math.sqrt(max(spread, 0.0))
 
-    # the area itself may be 0 or 1, where its own error is none: begin a hair beside it
-    least = 0.0 if area < HAIR else float(brentq(distance, 0.0, area - HAIR))
-    most = 1.0 if area > 1 - HAIR else float(brentq(distance, area + HAIR, 1.0))
+    # the area itself may be 0 or 1, where its own error is none: begin a hair beside it, where there are two hairs of room
+    least = 0.0 if area <= 2 * HAIR else float(brentq(distance, 0.0, area - HAIR))
+    most = 1.0 if area >= 1 - 2 * HAIR else float(brentq(distance, area + HAIR, 1.0))
     return least, most
 
 

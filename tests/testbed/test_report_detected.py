@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -70,6 +70,9 @@ def test_an_area_is_the_share_of_pairs_that_are_in_order() -> None:
     assert perfect.value == perfect.high == 1.0 and perfect.low is not None and 0.6 < perfect.low < 1
 
 
+@example(1e-9, 2, 2)
+@example(2.1e-9, 500, 500)
+@example(1 - 1e-9, 500, 2)
 @given(st.floats(0, 1), st.integers(2, 500), st.integers(2, 500))
 def test_the_interval_of_an_area_holds_it_and_stays_within_bounds(area: float, m: int, n: int) -> None:
     low, high = interval(area, m, n)
