@@ -100,8 +100,10 @@ class Scene:
         command = [sys.executable, str(ROOT / "benchmarks" / "_echo.py"), str(len(self.artefact.manifest.classes))]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            yield process.stdout.readline().strip()
-            process.kill()
+            try:
+                yield process.stdout.readline().strip()
+            finally:
+                process.kill()
 
     @contextlib.contextmanager
     def bare(self, rows: int) -> Iterator[Callable[[float], float]]:
@@ -117,8 +119,10 @@ class Scene:
                 process.stdin.flush()
                 return float(process.stdout.readline())
 
-            yield measure
-            process.kill()
+            try:
+                yield measure
+            finally:
+                process.kill()
 
 
 def scene(name: str, folder: Path) -> Scene:

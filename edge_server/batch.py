@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,7 +17,7 @@ from edge_server.queue import Job, Outcome, Taken
 from edge_server.refusal import Refused, detected, invalid
 from splitcore.errors import CodecError
 from splitcore.frame import EDGE_US, Reply
-from splitcore.latent import F32
+from splitcore.latent import F32, all_finite
 from splitcore.wire.oip import FINAL_KEY, SCORES
 
 _log = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ class Done:
     detect_ns: int = 0
     infer_ns: int = 0
     output_ns: int = 0
-    detected: Counter[str] = field(default_factory=Counter)
+    detected: Mapping[str, int] = field(default_factory=dict)
     """rows by the detector that detected them"""
     rejected_rows: int = 0
 
@@ -141,13 +140,15 @@ class BatchComputer:
         labels = logits.argmax(axis=1).astype(np.int64, copy=False)
         if rejected is not None:
             labels[rejected] = REJECTED_LABEL
-        finite = np.asarray(np.isfinite(logits).all(axis=1))
+        # of a batch that is sound, one look at all of it
+        finite = None if all_finite(logits) else np.asarray(np.isfinite(logits).all(axis=1))
         at = 0
         for job in jobs:
             rows = slice(at, at + job.rows)
             at += job.rows
             job.decoded_ns, job.tail_done_ns = decoded_ns, tail_done_ns
-            done.outcomes.append((job, self._outcome(job, logits[rows], labels[rows], finite[rows])))
+            outcome = self._outcome(job, logits[rows], labels[rows], None if finite is None else finite[rows])
+            done.outcomes.append((job, outcome))
         done.output_ns = self._now_ns() - tail_done_ns
 
     def _decoded(self, jobs: list[Job], done: Done) -> tuple[list[Job], F32]:
@@ -183,10 +184,10 @@ class BatchComputer:
         logits[~rejected] = computed
         return logits
 
-    def _outcome(self, job: Job, scores: F32, labels: NDArray[np.int64], finite: NDArray[np.bool_]) -> Outcome:
+    def _outcome(self, job: Job, scores: F32, labels: NDArray[np.int64], finite: NDArray[np.bool_] | None) -> Outcome:
         if job.rejected is not None and job.rejected.all():
             return detected()
-        if not finite.all():
+        if finite is not None and not finite.all():
             return Refused(
                 grpc.StatusCode.INTERNAL,
                 "BACKEND",

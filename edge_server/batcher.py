@@ -89,7 +89,8 @@ class Batcher:
             if queue is None:
                 queue = self._queues[job.model] = BatchQueue(self.settings)
                 self._forecasts[job.model] = Forecast()
-            pushed_out = queue.put(job, now_ns, self._forecasts[job.model].line(now_ns), self._busy_ns(job.model, now_ns))
+            line = self._forecasts[job.model].line(now_ns)
+            pushed_out = queue.put(job, now_ns, line, lambda: self._busy_ns(job.model, now_ns))
             if self._waiting:
                 self._changed.notify()
         self._unanswered += 1

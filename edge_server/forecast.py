@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 WINDOW = 64
 """batches that the line goes through"""
 ENOUGH = 8
-"""batches before which nothing is forecast, and between two fits"""
+"""batches before which nothing is forecast, and between two fits at least"""
+FIT_NS = 20_000_000
+"""between two fits at least: small batches come by the thousand a second, and a fit costs as much as one of them"""
 LATELY = 4
 """batches by whose slowness the whole line is stretched: a processor that others want too slows all of them at once"""
 FAR = 4.0
@@ -58,7 +60,7 @@ class Forecast:
         self._seen: deque[tuple[int, int]] = deque(maxlen=WINDOW)
         self._slow: deque[float] = deque(maxlen=LATELY)
         """what the last batches took, over what the line had said"""
-        self._fresh = self._ended_ns = 0
+        self._fresh = self._ended_ns = self._fitted_ns = 0
 
     def line(self, now_ns: int) -> Line:
         """What a batch that begins now will cost."""
@@ -81,12 +83,12 @@ class Forecast:
                 self._slow.append(took_ns / said_ns)
             self._seen.append((rows, took_ns))
             self._fresh += 1
-            if self._fresh >= ENOUGH:
-                self._fresh = 0
+            if self._fresh >= ENOUGH and (self._line is NOTHING or now_ns - self._fitted_ns >= FIT_NS):
+                self._fresh, self._fitted_ns = 0, now_ns
                 self._line = fitted(self._seen)
             if self._line is not NOTHING:
                 slow = max(1.0, statistics.median(self._slow)) if self._slow else 1.0
-                self._said = replace(self._line, row_ns=slow * self._line.row_ns, batch_ns=slow * self._line.batch_ns)
+                self._said = Line(slow * self._line.row_ns, slow * self._line.batch_ns, self._line.above_ns)
 
     def left_ns(self, now_ns: int, batch_rows: int) -> float:
         """Of the batch that is computed now."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class ServerLog:
         """One row a request, one write call a batch. Raises OSError: then nothing of the batch may be computed."""
         says = of if self.with_model else {}
         self._journal.append(
-            *(
+            *[
                 {
                     "id": job.frame.id,
                     "attempt": job.frame.attempt,
@@ -40,15 +41,24 @@ class ServerLog:
                     "rows": job.rows,
                     "t_ns": now_ns,
                     **says,
-                    **({"detected": job.detected} if job.detected else {}),
-                    **({"rejected": np.flatnonzero(job.rejected).tolist()} if job.rejected is not None else {}),
+                    **_found(job),
                 }
                 for job in jobs
-            )
+            ]
         )
 
     def close(self) -> None:
         self._journal.close()
+
+
+def _found(job: Job) -> dict[str, Any]:
+    """By detectors."""
+    found: dict[str, Any] = {}
+    if job.detected:
+        found["detected"] = job.detected
+    if job.rejected is not None:
+        found["rejected"] = np.flatnonzero(job.rejected).tolist()
+    return found
 
 
 class ModelLog:

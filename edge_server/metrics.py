@@ -79,18 +79,23 @@ class Counts:
 
     def done(self, done: Done) -> None:
         """A batch, with what was refused and dropped when it was taken."""
-        self.failures["CANCELED"] += len(done.cancelled)
+        if done.cancelled:
+            self.failures["CANCELED"] += len(done.cancelled)
         self.executions += len(done.slices)
         self.rows += done.computed_rows
         self.detect_ns += done.detect_ns
         self.rejected_rows += done.rejected_rows
-        self.detected.update(done.detected)
+        if done.detected:
+            self.detected.update(done.detected)
         if done.slices:
             self.last_inference_ms = time.time_ns() // 1_000_000
         for rows in done.slices:
             self.batch.add(rows)
             # sizes up to max_batch_size only: what is kept is bounded
-            self.batches.setdefault(rows, Stages()).add(done, rows / done.computed_rows)
+            size = self.batches.get(rows)
+            if size is None:
+                size = self.batches[rows] = Stages()
+            size.add(done, rows / done.computed_rows)
         before = self.success
         for job, outcome in done.outcomes:
             if isinstance(outcome, Refused):

@@ -8,7 +8,7 @@ when its batch is formed. Settings and their meanings are in policy.py.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -141,9 +141,11 @@ class BatchQueue:
     def bytes(self) -> int:
         return sum(level.bytes for level in self._levels)
 
-    def put(self, job: Job, now_ns: int = 0, line: Line = NOTHING, busy_ns: float = 0.0) -> list[tuple[Job, Refused]]:
+    def put(
+        self, job: Job, now_ns: int = 0, line: Line = NOTHING, busy_ns: Callable[[], float] = lambda: 0.0
+    ) -> list[tuple[Job, Refused]]:
         """Whose requests made room for this one, and what to tell them. Raises Refused at once when there is no room, or no
-        time: `busy_ns` are until the tail is free, then each batch takes what `line` says."""
+        time: `busy_ns` says how long until the tail is free, then each batch takes what `line` says."""
         settings = self.settings
         at = settings.level(job.frame.priority)
         level = self._levels[at]
@@ -155,10 +157,10 @@ class BatchQueue:
             else:
                 job.deadline_ns = until_ns if job.deadline_ns is None else min(job.deadline_ns, until_ns)
         client = job.caller.identity
-        if job.deadline_ns is not None:
+        if job.deadline_ns is not None and line is not NOTHING:
             before = sum(above.rows for above in self._levels[:at]) + level.waiting.before(client, job.rows)
-            answered_ns = now_ns + busy_ns + line.ns(before + job.rows, settings.max_batch_size)
-            if line is not NOTHING and answered_ns > job.deadline_ns:
+            answered_ns = now_ns + busy_ns() + line.ns(before + job.rows, settings.max_batch_size)
+            if answered_ns > job.deadline_ns:
                 raise too_late(
                     f"{before} rows wait before it, so it would take {(answered_ns - job.received_ns) / 1e3:.0f} us",
                     (job.deadline_ns - job.received_ns) // 1000, settings.status,
@@ -167,7 +169,7 @@ class BatchQueue:
         over_bytes = self.bytes + job.payload_bytes - settings.max_queue_bytes
         out = level.waiting.make_room(client, job, over_rows, over_bytes)
         if out is None:
-            drained_ns = busy_ns + line.ns(level.rows, settings.max_batch_size)
+            drained_ns = busy_ns() + line.ns(level.rows, settings.max_batch_size)
             raise full(
                 f"{level.rows} rows ({self.bytes} bytes) wait, {job.rows} more ({job.payload_bytes} bytes) would pass "
                 f"max_queue_size {level.policy.max_queue_size} rows or {settings.max_queue_bytes} bytes",
@@ -194,35 +196,45 @@ class BatchQueue:
         """
         taken, rows, until_ns = Taken(), 0, None
         limit = self._limit(now_ns)
-        while (level := next((level for level in self._levels if len(level)), None)) is not None:
+        while (level := self._first()) is not None:
             job = level.head()
             assert job is not None
             taken.model = job.model
             if job.delayed_ns is not None and now_ns >= job.delayed_ns and not job.caller.gone:
                 level.delay(level.pop())
                 continue
-            answered_ns = now_ns + line.ns(job.rows, limit)
-            late = job.deadline_ns is not None and (now_ns >= job.deadline_ns or answered_ns > job.deadline_ns)
-            alive = not job.caller.gone and not late
-            if alive and rows:
-                together_ns = now_ns + line.ns(rows + job.rows, limit)
-                deadlines = [at for at in (until_ns, job.deadline_ns) if at is not None]
-                if rows + job.rows > limit or any(together_ns > at for at in deadlines):
+            deadline_ns, gone, answered_ns = job.deadline_ns, job.caller.gone, float(now_ns)
+            if deadline_ns is not None:
+                answered_ns += line.ns(job.rows, limit)
+            late = deadline_ns is not None and (now_ns >= deadline_ns or answered_ns > deadline_ns)
+            if rows and not (gone or late):
+                if deadline_ns is not None:
+                    deadline_ns = deadline_ns if until_ns is None else min(until_ns, deadline_ns)
+                else:
+                    deadline_ns = until_ns
+                together = rows + job.rows
+                if together > limit or (deadline_ns is not None and now_ns + line.ns(together, limit) > deadline_ns):
                     break
             level.pop()
             job.dequeued_ns = now_ns
-            if alive:
+            if gone:
+                taken.cancelled.append(job)
+            elif late:
+                taken.refused.append((job, self._late(job, now_ns, answered_ns)))
+            else:
                 taken.batch.append(job)
                 rows += job.rows
-                if job.deadline_ns is not None:
-                    until_ns = job.deadline_ns if until_ns is None else min(until_ns, job.deadline_ns)
+                until_ns = deadline_ns
                 if rows >= limit:
                     break
-            elif job.caller.gone:
-                taken.cancelled.append(job)
-            else:
-                taken.refused.append((job, self._late(job, now_ns, answered_ns)))
         return taken
+
+    def _first(self) -> Level | None:
+        """The highest level at which something waits."""
+        for level in self._levels:
+            if len(level):
+                return level
+        return None
 
     def _limit(self, now_ns: int) -> int:
         """Rows of this batch: the largest preferred size that there are rows for, until somebody has waited enough."""

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 from splitcore.errors import WireError
-from splitcore.frame import Frame, Origin, Reply
+from splitcore.frame import Frame, Reply
 from splitcore.wire import open_inference_pb2 as pb
 from splitcore.wire.bounds import fields, weigh
 
@@ -56,6 +57,10 @@ RESPONSE_ID = 3
 PADDING = 15
 """a number that no request has"""
 _RAW_INPUTS_TAG = bytes([RAW_INPUTS << 3 | 2])
+_INFER_RESPONSE_TAG = bytes([INFER_RESPONSE << 3 | 2])
+_FP32, _INT64 = np.dtype("<f4"), np.dtype("<i8")
+
+_Parameters: TypeAlias = Mapping[str, pb.InferParameter]
 
 
 def path(method: str) -> str:
@@ -100,81 +105,90 @@ def pack_request(frame: Frame) -> bytes:
 def unpack_request(message: bytes) -> Frame:
     """A frame from a serialised ModelInferRequest of this or any other client. Raises WireError."""
     request = _parse(pb.ModelInferRequest, message, RAW_INPUTS, INPUTS)
-    if len(request.id) > MAX_ID:
-        raise WireError(f"expected an id of at most {MAX_ID} characters, got {len(request.id)}")
-    frame_id = request.id
+    frame_id, inputs = request.id, request.inputs
+    if len(frame_id) > MAX_ID:
+        raise WireError(f"expected an id of at most {MAX_ID} characters, got {len(frame_id)}")
 
     def refuse(text: str) -> WireError:
         return WireError(text, frame_id=frame_id)
 
-    if len(request.inputs) != 1:
-        raise refuse(f"expected one input tensor, got {len(request.inputs)}")
-    tensor = request.inputs[0]
-    typed = tensor.HasField("contents")
-    if typed and request.raw_input_contents:
+    if len(inputs) != 1:
+        raise refuse(f"expected one input tensor, got {len(inputs)}")
+    tensor = inputs[0]
+    typed, raws = tensor.HasField("contents"), request.raw_input_contents
+    if typed and raws:
         raise refuse("expected the tensor in raw_input_contents or in typed contents, got both")
-    if not typed and len(request.raw_input_contents) != 1:
-        got = len(request.raw_input_contents)
-        raise refuse(f"expected one entry in raw_input_contents, or typed contents, got {got} (no memory is shared)")
-    if not tensor.shape or not 1 <= tensor.shape[0] <= MAX_ROWS or len(tensor.shape) > MAX_DIMENSIONS:
-        raise refuse(f"expected a tensor of 1 to {MAX_ROWS} latents, got shape {tensor.shape[: MAX_DIMENSIONS + 1]}")
-    rows = tensor.shape[0]
+    if not typed and len(raws) != 1:
+        raise refuse(f"expected one entry in raw_input_contents, or typed contents, got {len(raws)} (no memory is shared)")
+    said_shape = tuple(tensor.shape[: MAX_DIMENSIONS + 1])
+    if not said_shape or not 1 <= said_shape[0] <= MAX_ROWS or len(said_shape) > MAX_DIMENSIONS:
+        raise refuse(f"expected a tensor of 1 to {MAX_ROWS} latents, got shape {list(said_shape)}")
+    rows, shape = said_shape[0], said_shape[1:]
+    # a copy of the map: most requests have none, and asking the map itself for a key would create it
+    parameters = dict(request.parameters)
     payloads: tuple[bytes | memoryview, ...]
     if tensor.datatype == "FP32":
-        raw = np.array(tensor.contents.fp32_contents, "<f4").tobytes() if typed else request.raw_input_contents[0]
-        codec, shape = "identity", tuple(tensor.shape[1:])
-        size = 4
+        raw = np.array(tensor.contents.fp32_contents, "<f4").tobytes() if typed else raws[0]
+        codec, size = "identity", 4
         for n in shape:
             if not 1 <= n <= len(raw):
-                raise refuse(f"expected latents [k, ...] that fill {len(raw)} bytes, got shape {list(tensor.shape)}")
+                raise refuse(f"expected latents [k, ...] that fill {len(raw)} bytes, got shape {list(said_shape)}")
             size *= n
         if not shape or size * rows != len(raw):
-            raise refuse(f"expected {list(tensor.shape)} in {size * rows} bytes of float32, got {len(raw)} bytes")
+            raise refuse(f"expected {list(said_shape)} in {size * rows} bytes of float32, got {len(raw)} bytes")
         view = memoryview(raw)
         payloads = tuple(view[i * size : (i + 1) * size] for i in range(rows))
     elif tensor.datatype == "BYTES":
-        codec = _string(request, CODEC_KEY, refuse) or "identity"
-        shape = _shape(_string(request, SHAPE_KEY, refuse), refuse)
+        codec = _string(parameters, CODEC_KEY, refuse) or "identity"
+        shape = _shape(_string(parameters, SHAPE_KEY, refuse), refuse)
         if not typed:
-            payloads = tuple(split_bytes_elements(request.raw_input_contents[0], rows, refuse))
+            payloads = tuple(split_bytes_elements(raws[0], rows, refuse))
         elif len(payloads := tuple(tensor.contents.bytes_contents)) != rows:
             raise refuse(f"expected {rows} elements in bytes_contents, got {len(payloads)}")
     else:
         raise refuse(f"expected a tensor of type FP32 or BYTES, got {tensor.datatype[:16]!r}")
-    attempt = _integer(request, ATTEMPT_KEY, refuse)
-    if attempt is not None and not 1 <= attempt <= MAX_ATTEMPT:
-        raise refuse(f"expected an attempt number of 1 to {MAX_ATTEMPT} in parameter {ATTEMPT_KEY}, got {attempt}")
-    timeout = _integer(request, TIMEOUT_KEY, refuse)
-    priority = _integer(request, PRIORITY_KEY, refuse) or 0
-    if priority < 0:
-        raise refuse(f"expected parameter {PRIORITY_KEY} of 0 or more, got {priority}")
-    outputs = tuple(output.name for output in request.outputs)
+    outputs = tuple([output.name for output in request.outputs])
     labels_only = outputs == (LABEL,)
-    said = _string(request, ORIGIN_KEY, refuse) or "client"
-    if said not in ("client", "query"):
-        raise refuse(f"expected parameter {ORIGIN_KEY} to be client or query, got {said[:64]!r}")
-    origin: Origin = "query" if said == "query" else "client"
     return Frame(
         id=frame_id,
         payloads=payloads,
         codec=codec,
         shape=shape,
-        attempt=1 if attempt is None else attempt,
-        origin=origin,
         model=request.model_name,
         version=request.model_version,
-        timeout_us=timeout if timeout is not None and timeout > 0 else None,
         labels_only=labels_only,
-        timed=_flag(request, TIMED_KEY),
         tensor=tensor.name,
         outputs=() if labels_only else outputs,
-        priority=priority,
-        stateful=SEQUENCE_KEY in request.parameters,
-        mark_final=_flag(request, MARK_FINAL_KEY),
-        # whoever sends nonsense is not traced
-        traceparent=request.parameters[TRACE_KEY].string_param[:MAX_ID] if TRACE_KEY in request.parameters else "",
-        numbered=attempt is not None,
+        numbered=ATTEMPT_KEY in parameters,
+        **_options(parameters, refuse),
     )
+
+
+def _options(parameters: _Parameters, refuse: Callable[[str], WireError]) -> dict[str, Any]:
+    """What a request says of itself in its parameters, as fields of a frame."""
+    if not parameters:
+        return {}
+    attempt = _integer(parameters, ATTEMPT_KEY, refuse)
+    if attempt is not None and not 1 <= attempt <= MAX_ATTEMPT:
+        raise refuse(f"expected an attempt number of 1 to {MAX_ATTEMPT} in parameter {ATTEMPT_KEY}, got {attempt}")
+    timeout = _integer(parameters, TIMEOUT_KEY, refuse)
+    priority = _integer(parameters, PRIORITY_KEY, refuse) or 0
+    if priority < 0:
+        raise refuse(f"expected parameter {PRIORITY_KEY} of 0 or more, got {priority}")
+    said = _string(parameters, ORIGIN_KEY, refuse) or "client"
+    if said not in ("client", "query"):
+        raise refuse(f"expected parameter {ORIGIN_KEY} to be client or query, got {said[:64]!r}")
+    return {
+        "attempt": 1 if attempt is None else attempt,
+        "origin": said,
+        "timeout_us": timeout if timeout is not None and timeout > 0 else None,
+        "timed": _flag(parameters, TIMED_KEY),
+        "priority": priority,
+        "stateful": SEQUENCE_KEY in parameters,
+        "mark_final": _flag(parameters, MARK_FINAL_KEY),
+        # whoever sends nonsense is not traced
+        "traceparent": parameters[TRACE_KEY].string_param[:MAX_ID] if TRACE_KEY in parameters else "",
+    }
 
 
 def split(frame: Frame) -> list[Frame]:
@@ -216,13 +230,14 @@ def replace_payloads(message: bytes, payloads: Sequence[bytes | memoryview]) -> 
 
 def pack_reply(reply: Reply) -> bytes:
     """A reply as a serialised ModelInferResponse (the unary method)."""
-    return _response(reply).SerializeToString()
+    return b"".join(_response(reply))
 
 
 def pack_stream_reply(reply: Reply) -> bytes:
     """A reply as a serialised ModelStreamInferResponse; an error goes in-band, with the id of its request."""
-    answer = pb.ModelStreamInferResponse(error_message=reply.error or "", infer_response=_response(reply))
-    return answer.SerializeToString()
+    parts = _response(reply)
+    error = pack_field(1, reply.error.encode()) if reply.error else b""
+    return b"".join((error, _INFER_RESPONSE_TAG, _varint(sum(map(len, parts))), *parts))
 
 
 def unpack_reply(message: bytes) -> Reply:
@@ -254,9 +269,42 @@ def split_stream_reply(message: bytes) -> tuple[pb.ModelInferResponse, str | Non
     return triton.infer_response, triton.error_message or None
 
 
-def _response(reply: Reply) -> pb.ModelInferResponse:
-    response = pb.ModelInferResponse(model_name=reply.model, model_version=reply.version, id=reply.id)
-    for key, value in reply.parameters.items():
+def _response(reply: Reply) -> list[bytes]:
+    """The fields of a ModelInferResponse, serialised, in the order of their numbers. Those that answer after answer says are
+    serialised once; the message as a whole never is, as that would copy the tensors into it and out again."""
+    parts = [_of_model(reply.model, reply.version)]
+    if reply.id:
+        parts.append(pack_field(RESPONSE_ID, reply.id.encode()))
+    if reply.parameters:
+        parts.append(_said(reply.parameters))
+    scores, labels = reply.scores, reply.labels
+    parts.append(_outputs(None if scores is None else scores.shape, None if labels is None else labels.shape))
+    if scores is not None:
+        parts.append(pack_field(RAW_OUTPUTS, np.asarray(scores, _FP32).tobytes()))
+    if labels is not None:
+        parts.append(pack_field(RAW_OUTPUTS, np.asarray(labels, _INT64).tobytes()))
+    return parts
+
+
+@lru_cache(maxsize=64)
+def _of_model(name: str, version: str) -> bytes:
+    return pb.ModelInferResponse(model_name=name, model_version=version).SerializeToString()
+
+
+@lru_cache(maxsize=256)
+def _outputs(scores: tuple[int, ...] | None, labels: tuple[int, ...] | None) -> bytes:
+    """What stands before the tensors, by their shapes."""
+    response = pb.ModelInferResponse()
+    if scores is not None:
+        response.outputs.add(name=SCORES, datatype="FP32", shape=scores)
+    if labels is not None:
+        response.outputs.add(name=LABEL, datatype="INT64", shape=labels)
+    return response.SerializeToString()
+
+
+def _said(parameters: Mapping[str, bool | int | str | float]) -> bytes:
+    response = pb.ModelInferResponse()
+    for key, value in parameters.items():
         if isinstance(value, bool):
             response.parameters[key].bool_param = value
         elif isinstance(value, int):
@@ -265,13 +313,7 @@ def _response(reply: Reply) -> pb.ModelInferResponse:
             response.parameters[key].string_param = value
         else:
             response.parameters[key].double_param = value
-    if reply.scores is not None:
-        response.outputs.add(name=SCORES, datatype="FP32", shape=reply.scores.shape)
-        response.raw_output_contents.append(np.ascontiguousarray(reply.scores, "<f4").tobytes())
-    if reply.labels is not None:
-        response.outputs.add(name=LABEL, datatype="INT64", shape=reply.labels.shape)
-        response.raw_output_contents.append(np.ascontiguousarray(reply.labels, "<i8").tobytes())
-    return response
+    return response.SerializeToString()
 
 
 def _reply(response: pb.ModelInferResponse, error: str | None) -> Reply:
@@ -445,25 +487,24 @@ def _parse(kind: type[_Message], message: bytes, raw: int = 0, typed: int = 0) -
         raise WireError(f"expected a {kind.__name__}, got {len(message)} bytes that are none: {error}") from error
 
 
-def _string(request: pb.ModelInferRequest, key: str, refuse: Callable[[str], WireError]) -> str | None:
-    # `in` first: indexing a map of messages would create the entry
-    if key not in request.parameters:
+def _string(parameters: _Parameters, key: str, refuse: Callable[[str], WireError]) -> str | None:
+    parameter = parameters.get(key)
+    if parameter is None:
         return None
-    parameter = request.parameters[key]
     choice = parameter.WhichOneof("parameter_choice")
     if choice != "string_param":
         raise refuse(f"expected parameter {key} as string_param, got {choice}")
     return parameter.string_param
 
 
-def _flag(request: pb.ModelInferRequest, key: str) -> bool:
-    return key in request.parameters and request.parameters[key].bool_param
+def _flag(parameters: _Parameters, key: str) -> bool:
+    return key in parameters and parameters[key].bool_param
 
 
-def _integer(request: pb.ModelInferRequest, key: str, refuse: Callable[[str], WireError]) -> int | None:
-    if key not in request.parameters:
+def _integer(parameters: _Parameters, key: str, refuse: Callable[[str], WireError]) -> int | None:
+    parameter = parameters.get(key)
+    if parameter is None:
         return None
-    parameter = request.parameters[key]
     match parameter.WhichOneof("parameter_choice"):
         case "int64_param":
             return parameter.int64_param

@@ -190,10 +190,10 @@ LINE = Line(row_ns=10.0 * US, batch_ns=100.0 * US)
 def test_what_cannot_make_its_deadline_is_refused_when_it_comes_and_told_what_was_predicted():
     queue = filled(BatchSettings(max_batch_size=8), *(job(str(n), 4) for n in range(4)))
     with pytest.raises(Refused, match="16 rows wait before it, so it would take 540 us, allowed were 500 us") as refused:
-        queue.put(job("late", 4, timeout_us=500), 0, LINE, 40.0 * US)
+        queue.put(job("late", 4, timeout_us=500), 0, LINE, lambda: 40.0 * US)
     assert refused.value.reason == "REJECTED_DEADLINE" and queue.rows == 16
-    queue.put(job("in time", 4, timeout_us=540), 0, LINE, 40.0 * US)
-    queue.put(job("of another", 4, timeout_us=500, client="another"), 0, LINE, 40.0 * US)
+    queue.put(job("in time", 4, timeout_us=540), 0, LINE, lambda: 40.0 * US)
+    queue.put(job("of another", 4, timeout_us=500, client="another"), 0, LINE, lambda: 40.0 * US)
 
 
 def test_a_batch_ends_where_one_more_would_make_another_late():
@@ -214,7 +214,7 @@ def test_a_full_queue_says_when_to_ask_again_and_in_triton_s_words_if_told_to():
     for status, code in (("grpc", "RESOURCE_EXHAUSTED"), ("triton", "UNAVAILABLE")):
         queue = filled(BatchSettings(max_queue_size=100, status=status), *(job(str(n), 10) for n in range(10)))
         with pytest.raises(Refused) as refused:
-            queue.put(job("more"), 0, LINE, 5e6)
+            queue.put(job("more"), 0, LINE, lambda: 5e6)
         # 5 ms until the tail is free, then 100 rows in two batches
         assert refused.value.in_band.startswith(f"{code}: ") and refused.value.trailers == (("grpc-retry-pushback-ms", "6"),)
 
