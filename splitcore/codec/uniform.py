@@ -79,16 +79,27 @@ class UniformCodec(Codec):
 
     def values(self, codes: NDArray[np.uint8]) -> F32:
         """What codes [k, *shape] stand for, likewise."""
-        values = codes.astype(np.float32)
-        values *= self.step
-        values += self.lo
+        values = np.empty(codes.shape, np.float32)
+        self._values_into(codes, values)
         return values
+
+    def _values_into(self, codes: NDArray[np.uint8], out: F32) -> None:
+        # two passes and no array between them: every pass of a thread that serves lets the others have the interpreter
+        np.multiply(codes, self.step, out=out)
+        out += self.lo
 
     def encode(self, latents: F32) -> list[bytes]:
         packed = pack(self.codes(latents).reshape(len(latents), self.latent.elements), self.bits)
         return [row.tobytes() for row in packed]
 
     def decode(self, payloads: Sequence[bytes | memoryview]) -> F32:
+        return self.values(self._codes_in(payloads))
+
+    def decode_into(self, payloads: Sequence[bytes | memoryview], out: F32) -> None:
+        self._values_into(self._codes_in(payloads), out)
+
+    def _codes_in(self, payloads: Sequence[bytes | memoryview]) -> NDArray[np.uint8]:
+        """[k, *shape]. Raises CodecError."""
         size = self.max_payload_bytes
         for payload in payloads:
             if len(payload) != size:
@@ -98,7 +109,7 @@ class UniformCodec(Codec):
                 )
         packed = np.frombuffer(b"".join(payloads), np.uint8).reshape(len(payloads), size)
         codes = unpack(packed, self.bits, self.latent.elements)
-        return self.values(codes.reshape(len(payloads), *self.latent.shape))
+        return codes.reshape(len(payloads), *self.latent.shape)
 
     def snap(self, latents: F32) -> F32:
         return self.values(self.codes(latents))
