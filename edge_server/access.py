@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from edge_server.refusal import Refused
 from splitcore.errors import SecurityError
 from splitcore.wire import oip
+from splitcore.wire.server import Watch
 
 Scope: TypeAlias = Literal["infer", "metadata", "statistics", "repository", "admin"]
 AUTHORIZATION = "authorization"
@@ -184,8 +185,9 @@ class Access:
 class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Refuses calls before their handlers see them, but those of LOOK_THEMSELVES."""
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
+    def __init__(self, access: Access, watch: Watch) -> None:
+        """`watch`: of the calls that are refused too."""
+        self._access, self._watch = access, watch
 
     async def intercept_service(
         self,
@@ -208,8 +210,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         handler = await continuation(details)
         if handler is not None and handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(refuse)
-        return grpc.unary_unary_rpc_method_handler(refuse)
+            return self._watch.watched(method, grpc.stream_stream_rpc_method_handler(refuse))
+        return self._watch.watched(method, grpc.unary_unary_rpc_method_handler(refuse))
 
 
 def _forbidden(text: str) -> Refused:

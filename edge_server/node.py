@@ -14,7 +14,6 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
@@ -43,7 +42,6 @@ from splitcore.control import load_token, serving
 from splitcore.errors import ArtefactError, SecurityError
 from splitcore.live.serve import serve_live
 from splitcore.node import begin, joined, keep_memory, on_end, tell_ready
-from splitcore.telemetry.calls import WatchCalls
 from splitcore.telemetry.clock import now_ns
 from splitcore.telemetry.spans import Telemetry
 from splitcore.telemetry.tracing import TraceConfig
@@ -173,11 +171,12 @@ class EdgeServer:
         host, port = split_address(config.control)
         self.control = joined(host, await rim.enter_async_context(serving(app, host, port, tls=config.control_tls)))
         await self._set_health(NOT_SERVING)
-        watching: list[grpc.aio.ServerInterceptor] = [WatchCalls(self.metrics.calls)]
+        calls = self.metrics.calls
         self._server = aio_server(
             server_options(),
             max_calls=MAX_SERVER_CALLS,
-            interceptors=watching if config.tokens is None else [*watching, Interceptor(access)],
+            interceptors=() if config.tokens is None else (Interceptor(access, calls),),
+            watch=calls,
         )
         self._server.add_generic_rpc_handlers((self.service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

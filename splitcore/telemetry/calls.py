@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from typing import Any, Literal
 
 import grpc
@@ -29,6 +29,15 @@ OURS = (
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 )
 """methods that have series of their own"""
+KINDS = {
+    "unary_unary": "unary",
+    "unary_stream": "server_stream",
+    "stream_unary": "client_stream",
+    "stream_stream": "bidi_stream",
+}
+"""go-grpc-prometheus' words"""
+_CODES = {said: code for code in grpc.StatusCode for said in (code, code.value[0])}
+"""a behaviour may say either"""
 LABELS = ("grpc_type", "grpc_service", "grpc_method")
 
 
@@ -94,6 +103,46 @@ class Calls(Collector):
         self.open.add(call)
         return call
 
+    def unknown(self) -> None:
+        """A call of a method that nobody serves."""
+        self.begin(OTHER).end(grpc.StatusCode.UNIMPLEMENTED)
+
+    def watched(self, path: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        """The handler of one method, whose calls are counted from now on."""
+        # not an interceptor: gRPC asks those in every call, and a small request would cost a tenth more
+        name = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
+        behaviour, kind = getattr(handler, name), KINDS[name]
+
+        async def answer(request: Any, context: Any) -> Any:
+            call = self.begin(path, kind, context.peer())
+            try:
+                reply = await behaviour(_requests(request, call), _Watched(context, call))
+            except BaseException as error:
+                call.end(_code(context, error))
+                raise
+            if reply is not None:
+                call.put(_size(reply))
+            call.end(_code(context))
+            return reply
+
+        async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
+            call = self.begin(path, kind, context.peer())
+            try:
+                async for reply in behaviour(_requests(request, call), _Watched(context, call)):
+                    call.put(_size(reply))
+                    yield reply
+            except BaseException as error:
+                call.end(_code(context, error))
+                raise
+            call.end(_code(context))
+
+        made: grpc.RpcMethodHandler = getattr(grpc, f"{name}_rpc_method_handler")(
+            generate if inspect.isasyncgenfunction(behaviour) else answer,
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+        return made
+
     def collect(self) -> Iterator[Metric]:
         side, methods = self._side, list(self.methods.values())
         started = counter(f"grpc_{side}_started_total", "Calls that began", LABELS)
@@ -137,56 +186,6 @@ class _Watched:
         return written
 
 
-class WatchCalls(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """The interceptor of a grpc.aio server."""
-
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
-
-    async def intercept_service(
-        self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler | None:
-        handler = await continuation(details)
-        if handler is None:
-            self._calls.begin(details.method).end(grpc.StatusCode.UNIMPLEMENTED)
-            return None
-        name = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
-        kind = {
-            "unary_unary": "unary", "unary_stream": "server_stream", "stream_unary": "client_stream",
-            "stream_stream": "bidi_stream",
-        }[name]  # fmt: skip
-        watched = self._watched(getattr(handler, name), details.method, kind)
-        make = getattr(grpc, f"{name}_rpc_method_handler")
-        made: grpc.RpcMethodHandler = make(watched, handler.request_deserializer, handler.response_serializer)
-        return made
-
-    def _watched(self, behaviour: Any, path: str, kind: str) -> Any:
-        async def answer(request: Any, context: Any) -> Any:
-            call = self._calls.begin(path, kind, context.peer())
-            try:
-                reply = await behaviour(_requests(request, call), _Watched(context, call))
-            except BaseException as error:
-                call.end(_code(context, error))
-                raise
-            if reply is not None:
-                call.put(_size(reply))
-            call.end(_code(context))
-            return reply
-
-        async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
-            call = self._calls.begin(path, kind, context.peer())
-            try:
-                async for reply in behaviour(_requests(request, call), _Watched(context, call)):
-                    call.put(_size(reply))
-                    yield reply
-            except BaseException as error:
-                call.end(_code(context, error))
-                raise
-            call.end(_code(context))
-
-        return generate if inspect.isasyncgenfunction(behaviour) else answer
-
-
 def _requests(request: Any, call: Call) -> Any:
     """A single request is counted at once; of a stream, what the behaviour takes from the iterator."""
     if not hasattr(request, "__aiter__"):
@@ -211,6 +210,6 @@ def _code(context: Any, error: BaseException | None = None) -> grpc.StatusCode:
         remaining = context.time_remaining()
         return grpc.StatusCode.DEADLINE_EXCEEDED if remaining is not None and remaining <= 0 else grpc.StatusCode.CANCELLED
     said = context.code()
-    code = next((code for code in grpc.StatusCode if said in (code, code.value[0])), grpc.StatusCode.OK)
+    code = _CODES.get(said, grpc.StatusCode.OK)
     unsaid = error is not None and not isinstance(error, grpc.aio.AbortError) and code is grpc.StatusCode.OK
     return grpc.StatusCode.UNKNOWN if unsaid else code

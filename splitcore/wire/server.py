@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import grpc
 from grpc import _utilities
@@ -20,11 +20,22 @@ from grpc.aio import _server
 from splitcore.wire.channel import Options
 
 
+class Watch(Protocol):
+    """Who counts a server's calls."""
+
+    def watched(self, path: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        """What is served in the handler's place."""
+
+    def unknown(self) -> None:
+        """A method was called that is not served."""
+
+
 class _Core(cygrpc.AioServer):  # type: ignore[misc]
     """Takes calls of methods that are not registered by refusing them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *arguments: Any) -> None:
         super().__init__(loop, *arguments)
+        self.on_unknown: Callable[[], None] = lambda: None
         self._refused_on = loop
         self._refusing: set[asyncio.Task[None]] = set()
 
@@ -32,6 +43,7 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]
         """Returns never: whoever waits for it would decode the path. Ends with the server, by an exception."""
         while True:
             call = await super()._request_call()
+            self.on_unknown()
             context = cygrpc._ServicerContext(call, None, None, self._refused_on)
             refusing = self._refused_on.create_task(_refuse(context), name="unknown method")
             self._refusing.add(refusing)
@@ -48,11 +60,15 @@ class Server(_server.Server):  # type: ignore[misc]
     """grpc.aio's, all of whose methods are registered by name; a handler that chooses at run time is refused."""
 
     def __init__(
-        self, options: Options, maximum_concurrent_rpcs: int | None, interceptors: Sequence[grpc.aio.ServerInterceptor]
-    ) -> None:
+        self, options: Options, maximum_concurrent_rpcs: int | None, interceptors: Sequence[grpc.aio.ServerInterceptor],
+        watch: Watch | None,
+    ) -> None:  # fmt: skip
         self._loop = cygrpc.get_working_loop()
         every = _server._augment_channel_arguments(options, None)
         self._server = _Core(self._loop, None, (), tuple(interceptors), every, maximum_concurrent_rpcs)
+        self._watch = watch
+        if watch is not None:
+            self._server.on_unknown = watch.unknown
         self._known: set[str] = set()
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
@@ -66,12 +82,16 @@ class Server(_server.Server):  # type: ignore[misc]
 
     def _register(self, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
         """Generated code adds each method both ways, and gRPC's core takes it once."""
-        self._server.add_registered_method_handlers({name: h for name, h in handlers.items() if name not in self._known})
+        new = {name: handler for name, handler in handlers.items() if name not in self._known}
+        if self._watch is not None:
+            new = {name: self._watch.watched(name, handler) for name, handler in new.items()}
+        self._server.add_registered_method_handlers(new)
         self._known |= handlers.keys()
 
 
 def aio_server(
-    options: Options, *, max_calls: int | None = None, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
-) -> grpc.aio.Server:
-    """A server of the running event loop. `max_calls`: at once; more are refused with RESOURCE_EXHAUSTED."""
-    return Server(options, max_calls, interceptors)
+    options: Options, *, max_calls: int | None = None, interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    watch: Watch | None = None,
+) -> grpc.aio.Server:  # fmt: skip
+    """A server of the running event loop. `max_calls`: at once; more are refused with RESOURCE_EXHAUSTED. `watch`: counts calls."""
+    return Server(options, max_calls, interceptors, watch)

@@ -11,8 +11,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from splitcore.telemetry.calls import Calls, WatchCalls
+from splitcore.telemetry.calls import Calls
 from splitcore.telemetry.exposition import Histogram, exposition, quantile
+from splitcore.wire.server import aio_server
 
 ECHO, TALK, FAIL, HANG = (f"/test.Service/{name}" for name in ("Echo", "Talk", "Fail", "Hang"))
 
@@ -40,7 +41,7 @@ async def hang(message: bytes, context: Any) -> AsyncIterator[bytes]:
 @pytest.fixture
 async def served() -> AsyncIterator[tuple[Calls, grpc.aio.Channel]]:
     calls = Calls("server", (ECHO, TALK, FAIL, HANG))
-    server = grpc.aio.server(interceptors=[WatchCalls(calls)])
+    server = aio_server((), watch=calls)
     handlers = {
         "Echo": grpc.unary_unary_rpc_method_handler(echo),
         "Talk": grpc.stream_stream_rpc_method_handler(talk),
