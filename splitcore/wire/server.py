@@ -93,5 +93,5 @@ def aio_server(
     options: Options, *, max_calls: int | None = None, interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     watch: Watch | None = None,
 ) -> grpc.aio.Server:  # fmt: skip
-    """A server of the running event loop. `max_calls`: at once; more are refused with RESOURCE_EXHAUSTED. `watch`: counts calls."""
+    """A server of the running event loop. `max_calls`: at once; more are refused with RESOURCE_EXHAUSTED. `watch`: counts."""
     return Server(options, max_calls, interceptors, watch)
