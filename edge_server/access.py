@@ -145,8 +145,11 @@ class Who:
 class Access:
     """Finds out who calls."""
 
-    def __init__(self, tokens: Sequence[Token] | None = None, *, now_s: Callable[[], float] = time.monotonic) -> None:
-        """None: nobody needs one."""
+    def __init__(
+        self, tokens: Sequence[Token] | None = None, *, certificates: bool = True, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`tokens` None: nobody needs one. `certificates`: clients may show one, so each call is asked for it."""
+        self._certificates = certificates
         self.needed = tokens is not None
         self._known: dict[str, tuple[Token, Bucket | None]] = {}
         for token in tokens or ():
@@ -158,7 +161,7 @@ class Access:
         """Whoever makes this call."""
         if self.needed:
             return self.bearer(dict(context.invocation_metadata() or ()).get(AUTHORIZATION))
-        names = context.auth_context().get("x509_common_name") or ()
+        names = (context.auth_context().get("x509_common_name") or ()) if self._certificates else ()
         return Who(f"certificate {names[0].decode(errors='replace')}" if names else str(context.peer()))
 
     def bearer(self, authorization: str | bytes | None, peer: str = "") -> Who:

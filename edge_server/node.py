@@ -143,7 +143,7 @@ class EdgeServer:
         repository = Repository(shelf, models, self.batcher, self._model, self._changed)
         rim.push_async_callback(repository.close)
         describe = Describe(models, config.batching, policy, labels_only=config.labels_only)
-        access = Access(None if config.tokens is None else load_tokens(config.tokens))
+        access = Access(None if config.tokens is None else load_tokens(config.tokens), certificates=config.tls is not None)
         self.service = InferenceService(
             models,
             self.batcher,
