@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRUST = str(Path(__file__))
 """whose code builds the tail of `pooled`"""
 IMAGES = 64
-LAYERS = 6
+LAYERS = 16
 
 
 class Pooled(nn.Module):

@@ -19,10 +19,13 @@ from edge_server.batch import Done
 from edge_server.forecast import Forecast
 from edge_server.policy import BatchSettings
 from edge_server.queue import BatchQueue, Job, Taken
+from edge_server.refusal import Refused
 from splitcore.telemetry.clock import now_ns as monotonic_ns
 
 LAG_MEMORY = 0.97
 """what is left of a lag after another answer: the worst of the last few dozen counts, not the mean"""
+SLIP_MEMORY, MAX_SLIP = 0.995, 1.3
+"""likewise of what forecasts fell short by; three tenths at most, for one stall should not refuse everybody"""
 
 
 class Batcher:
@@ -46,6 +49,8 @@ class Batcher:
         """the model of the batch that is computed now"""
         self.lag_ns = 0.0
         """from a batch's end to its answers' leaving, at the worst lately: they are promised no sooner"""
+        self.slip = 1.0
+        """how many times as long as forecast it took until an answer left, at the worst lately"""
         self._changed = threading.Condition()
         self._tasks: deque[Callable[[], None]] = deque()
         self._emptied: dict[str, asyncio.Event] = {}
@@ -90,7 +95,7 @@ class Batcher:
                 queue = self._queues[job.model] = BatchQueue(self.settings)
                 self._forecasts[job.model] = Forecast()
             line = self._forecasts[job.model].line(now_ns)
-            pushed_out = queue.put(job, now_ns, line, lambda: self._busy_ns(job.model, now_ns))
+            pushed_out = queue.put(job, now_ns, line, lambda: self._busy_ns(job.model, now_ns), self.slip)
             if self._waiting:
                 self._changed.notify()
         self._unanswered += 1
@@ -100,8 +105,16 @@ class Batcher:
 
     def left(self, job: Job) -> None:
         """From the event loop: an answer is on the wire."""
+        now_ns = self._now_ns()
         if job.tail_done_ns:  # it was computed
-            self.lag_ns = max(self._now_ns() - job.tail_done_ns, self.lag_ns * LAG_MEMORY)
+            self.lag_ns = max(now_ns - job.tail_done_ns, self.lag_ns * LAG_MEMORY)
+        self._took(job, now_ns)
+
+    def _took(self, job: Job, now_ns: int) -> None:
+        """One that was let in is answered, or was taken out as too late: what its forecast was worth."""
+        if job.promised_ns is not None:
+            took = (now_ns - job.received_ns) / max(job.promised_ns - job.received_ns, 1)
+            self.slip = max(min(took, MAX_SLIP), 1 + (self.slip - 1) * SLIP_MEMORY)
 
     def _busy_ns(self, model: str, now_ns: int) -> float:
         """Until this model has the tail: the batch that is computed, and one of each other model that waits."""
@@ -227,6 +240,8 @@ class Batcher:
     def _deliver(self, done: Done) -> None:
         for job, outcome in done.outcomes:
             job.caller.answer(job, outcome)
+            if isinstance(outcome, Refused) and outcome.reason == "REJECTED_DEADLINE":
+                self._took(job, self._now_ns())
         self._unanswered -= len(done.outcomes) + len(done.cancelled)
         if not self._unanswered:
             self._idle.set()

@@ -55,6 +55,8 @@ class Job:
     payload_bytes: int = 0
     model: str = ""
     """the key of the model that it goes to (`Model.key`): the frame itself may leave names and version out"""
+    promised_ns: int | None = None
+    """when it was to be answered, by the forecast that let it in; None: it has no deadline, or there was no forecast"""
     delayed_ns: int | None = None
     """when it goes behind the others: its timeout, where that delays"""
     detected: dict[str, list[int]] | None = None
@@ -142,10 +144,11 @@ class BatchQueue:
         return sum(level.bytes for level in self._levels)
 
     def put(
-        self, job: Job, now_ns: int = 0, line: Line = NOTHING, busy_ns: Callable[[], float] = lambda: 0.0
+        self, job: Job, now_ns: int = 0, line: Line = NOTHING, busy_ns: Callable[[], float] = lambda: 0.0, slip: float = 1.0
     ) -> list[tuple[Job, Refused]]:
         """Whose requests made room for this one, and what to tell them. Raises Refused at once when there is no room, or no
-        time: `busy_ns` says how long until the tail is free, then each batch takes what `line` says."""
+        time: `busy_ns` says how long until the tail is free, then each batch takes what `line` says, and all of it `slip`
+        times as long."""
         settings = self.settings
         at = settings.level(job.frame.priority)
         level = self._levels[at]
@@ -159,7 +162,8 @@ class BatchQueue:
         client = job.caller.identity
         if job.deadline_ns is not None and line is not NOTHING:
             before = sum(above.rows for above in self._levels[:at]) + level.waiting.before(client, job.rows)
-            answered_ns = now_ns + busy_ns() + line.ns(before + job.rows, settings.max_batch_size)
+            forecast_ns = busy_ns() + line.ns(before + job.rows, settings.max_batch_size)
+            job.promised_ns, answered_ns = now_ns + int(forecast_ns), now_ns + slip * forecast_ns
             if answered_ns > job.deadline_ns:
                 raise too_late(
                     f"{before} rows wait before it, so it would take {(answered_ns - job.received_ns) / 1e3:.0f} us",

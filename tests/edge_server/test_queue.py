@@ -196,6 +196,15 @@ def test_what_cannot_make_its_deadline_is_refused_when_it_comes_and_told_what_wa
     queue.put(job("of another", 4, timeout_us=500, client="another"), 0, LINE, lambda: 40.0 * US)
 
 
+def test_where_forecasts_fell_short_lately_more_time_is_asked_for():
+    queue = filled(BatchSettings(max_batch_size=8), *(job(str(n), 4) for n in range(4)))
+    with pytest.raises(Refused, match="it would take 648 us, allowed were 600 us"):
+        queue.put(job("late", 4, timeout_us=600), 0, LINE, lambda: 40.0 * US, 1.2)
+    one = job("in time", 4, timeout_us=660)
+    queue.put(one, 0, LINE, lambda: 40.0 * US, 1.2)
+    assert one.promised_ns == 540 * US, "what it is compared with later is the forecast itself"
+
+
 def test_a_batch_ends_where_one_more_would_make_another_late():
     queue = filled(BatchSettings(), job("a", 4, timeout_us=150), job("b", 4), job("c", 1))
     assert names(queue.take(0, LINE).batch) == ["a"]
