@@ -1,7 +1,8 @@
 """What the relay's benchmark runs as processes, the server at the end and the proxies: `python _path.py ROLE UPSTREAM`.
 
 `echo` answers each ModelInfer and ModelStreamInfer with a message of the size that it got; `relay` is ours, with its books on
-the disk, `rewriting` the same with an addon that puts a latent of another length into every frame. Each prints its port.
+the disk, `rewriting` the same with an addon that puts a latent of another length into every frame; `floor` hands bytes from
+one socket to the other and looks at none: what a proxy on this event loop costs at least. Each prints its port.
 """
 
 from __future__ import annotations
@@ -74,6 +75,31 @@ class Rewriting:
         return
 
 
+class Splice(asyncio.Protocol):
+    """One of two sockets; what it receives goes out at the other."""
+
+    def __init__(self, port: int, other: Splice | None = None) -> None:
+        self._port, self._other, self._early = port, other, list[bytes]()
+        self._connecting: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.write = transport.write  # type: ignore[attr-defined]
+        if self._other is None:
+            self._other = other = Splice(self._port, self)
+            self._connecting = asyncio.ensure_future(self._connect(other))
+
+    async def _connect(self, other: Splice) -> None:
+        await asyncio.get_running_loop().create_connection(lambda: other, "127.0.0.1", self._port)
+        self._connecting = None
+        other.write(b"".join(self._early))
+
+    def data_received(self, data: bytes) -> None:
+        if self._connecting is None and self._other is not None:
+            self._other.write(data)
+        else:
+            self._early.append(data)
+
+
 async def main(role: str, upstream: str) -> None:
     keep_memory()
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(Ledger(Path(folder) / "queries.jsonl")) as ledger:
@@ -82,6 +108,10 @@ async def main(role: str, upstream: str) -> None:
             server.add_generic_rpc_handlers((Echo(),))
             print(server.add_insecure_port("127.0.0.1:0"), flush=True)
             await server.start()
+        elif role == "floor":
+            port = int(upstream.rpartition(":")[2])
+            floor = await asyncio.get_running_loop().create_server(lambda: Splice(port), "127.0.0.1", 0)
+            print(floor.sockets[0].getsockname()[1], flush=True)
         else:
             addon: Addon = Rewriting() if role == "rewriting" else Pass()
             relay = Relay(upstream, addon, ledger, Telemetry("adversary", None))

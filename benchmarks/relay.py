@@ -1,10 +1,11 @@
 """What the relay costs a frame, beside nginx and a proxy written with grpc.aio. `make bench-relay`.
 
 A grpc.aio client on uvloop asks an echo of inference messages: directly, through nginx's `grpc_pass`, through a grpc.aio proxy,
-through the relay as it passes frames (each of them in its ledger on the disk), and while an addon puts a latent of another
-length into each. Frames of 8 and 64 KiB, as messages of one stream and as unary calls, one and sixteen in flight. Every path
-gets a slice of each cell in turn, in another order each round; ratios are of slices of one round, and the figure is their
-median. Writes benchmarks/results/relay.json and docs/results/relay.md. `--rounds N` for fewer or more.
+through a splice in Python that looks at nothing, through the relay as it passes frames (each of them in its ledger on the
+disk), and while an addon puts a latent of another length into each. Frames of 8 and 64 KiB, as messages of one stream and as
+unary calls, one and sixteen in flight. Every path gets a slice of each cell in turn, in another order each round; ratios are of
+slices of one round, and the figure is their median. Writes benchmarks/results/relay.json and docs/results/relay.md.
+`--rounds N` for fewer or more.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from splitcore.node import new_event_loop  # noqa: E402
 from splitcore.wire import oip  # noqa: E402
 from splitcore.wire.channel import aio_channel  # noqa: E402
 
-PATHS = ("direct", "nginx", "grpc.aio", "relay", "rewriting")
+PATHS = ("direct", "nginx", "grpc.aio", "floor", "relay", "rewriting")
 PASSING_BAR, REWRITING_BAR, ADDED_BAR = 1.15, 1.2, 0.5
 ROUNDS = 24
 MESSAGES = {1: 60, 16: 320}
@@ -218,6 +219,7 @@ def results(medians: Medians, paths: tuple[str, ...]) -> list[dict[str, Any]]:
         for name in paths:
             add(f"{cell}: {name}, median", statistics.median(medians[name, cell]), None, "us")
         if "nginx" in paths:
+            add(f"{cell}: floor to nginx", ratio(medians, cell, "floor", "nginx"), None, "ratio")
             add(f"{cell}: relay to nginx", ratio(medians, cell, "relay", "nginx"), PASSING_BAR, "ratio")
             add(f"{cell}: rewriting to nginx", ratio(medians, cell, "rewriting", "nginx"), REWRITING_BAR, "ratio")
         add(f"{cell}: added, relay to grpc.aio", ratio(medians, cell, "relay", "grpc.aio", "direct"), ADDED_BAR, "ratio")
@@ -229,13 +231,13 @@ def rows(medians: Medians, paths: tuple[str, ...]) -> list[list[str]]:
     for cell in CELLS:
         line = [str(cell), *(f"{statistics.median(medians[name, cell]):,.0f}" for name in paths)]
         if "nginx" in paths:
-            line += [f"{ratio(medians, cell, name, 'nginx'):.2f}" for name in ("relay", "rewriting")]
+            line += [f"{ratio(medians, cell, name, 'nginx'):.2f}" for name in ("floor", "relay", "rewriting")]
         lines.append([*line, f"{ratio(medians, cell, 'relay', 'grpc.aio', 'direct'):.2f}"])
     return lines
 
 
 def columns(paths: tuple[str, ...]) -> list[str]:
-    to_nginx = ["relay / nginx", "rewriting / nginx"] if "nginx" in paths else []
+    to_nginx = ["floor / nginx", "relay / nginx", "rewriting / nginx"] if "nginx" in paths else []
     return ["", *paths, *to_nginx, "added: relay / grpc.aio"]
 
 
@@ -257,8 +259,10 @@ def written(medians: Medians, paths: tuple[str, ...], rounds: int, missed: list[
 client, proxy and echo, all on loopback, with a load of {os.getloadavg()[0]:.0f} in all; {versions}.
 
 Medians in microseconds from a message's sending to its answer, which has its size; {rounds} rounds of slices in turn, ratios of
-slices of one round. `relay`: every frame read and in the ledger on the disk. `rewriting`: an addon puts a latent that is 1,000
-bytes longer into every frame. The last column is what the relay adds to `direct` over what a proxy written with grpc.aio adds.
+slices of one round. `floor`: bytes from one socket to the other on the same event loop, and nothing else, so what any proxy in
+Python costs at least. `relay`: every frame read and in the ledger on the disk. `rewriting`: an addon puts a latent that is
+1,000 bytes longer into every frame. The last column is what the relay adds to `direct` over what a proxy written with grpc.aio
+adds.
 
 Bars, for each cell: {bars}.
 {absent}

@@ -164,6 +164,8 @@ class Pair:
         """what the client said before there was a connection to the server"""
         self._opaque = False
         """TLS that is not ended here: it passes as it is"""
+        self._settling = False
+        """the books of answers are about to be written"""
         self._connecting: asyncio.Task[None] | None = None
         self._silence: asyncio.TimerHandle | None = None
 
@@ -254,10 +256,13 @@ class Pair:
         if answer.out:
             chunks, answer.out = answer.out, []
             self.client.write(chunks)
-        if self.splice.unsettled:
-            self._settle()
+        if self.splice.unsettled and not self._settling:
+            # uvloop sends at the end of this turn of the loop: the books of answers are written in the next
+            self._settling = True
+            asyncio.get_running_loop().call_soon(self._settle)
 
     def _settle(self) -> None:
+        self._settling = False
         try:
             self.splice.settle()
         except Exception as error:
