@@ -112,11 +112,14 @@ class Calls(Collector):
         # not an interceptor: gRPC asks those in every call, and a small request would cost a tenth more
         name = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
         behaviour, kind = getattr(handler, name), KINDS[name]
+        # behaviours of single messages read and write nothing by their context
+        seen = (lambda context, call: context) if kind == "unary" else _Watched
+        asked = _counted if handler.request_streaming else _one
 
         async def answer(request: Any, context: Any) -> Any:
             call = self.begin(path, kind, context.peer())
             try:
-                reply = await behaviour(_requests(request, call), _Watched(context, call))
+                reply = await behaviour(asked(request, call), seen(context, call))
             except BaseException as error:
                 call.end(_code(context, error))
                 raise
@@ -128,7 +131,7 @@ class Calls(Collector):
         async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
             call = self.begin(path, kind, context.peer())
             try:
-                async for reply in behaviour(_requests(request, call), _Watched(context, call)):
+                async for reply in behaviour(asked(request, call), seen(context, call)):
                     call.put(_size(reply))
                     yield reply
             except BaseException as error:
@@ -186,18 +189,16 @@ class _Watched:
         return written
 
 
-def _requests(request: Any, call: Call) -> Any:
-    """A single request is counted at once; of a stream, what the behaviour takes from the iterator."""
-    if not hasattr(request, "__aiter__"):
-        call.got(_size(request))
-        return request
+def _one(request: Any, call: Call) -> Any:
+    call.got(_size(request))
+    return request
 
-    async def counted() -> AsyncIterator[Any]:
-        async for message in request:
-            call.got(_size(message))
-            yield message
 
-    return counted()
+async def _counted(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+    """What the behaviour takes from the iterator."""
+    async for message in requests:
+        call.got(_size(message))
+        yield message
 
 
 def _size(message: Any) -> int:
