@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from splitcore.errors import WireError
 from splitcore.frame import Frame, Reply
 from splitcore.wire import open_inference_pb2 as pb
-from splitcore.wire.bounds import fields, weigh
+from splitcore.wire.bounds import MAX_LOOSE_BYTES, fields, weigh
 
 SERVICE = "inference.GRPCInferenceService"
 LIVE, READY, MODEL_READY = "ServerLive", "ServerReady", "ModelReady"
@@ -104,7 +104,7 @@ def pack_request(frame: Frame) -> bytes:
 
 def unpack_request(message: bytes) -> Frame:
     """A frame from a serialised ModelInferRequest of this or any other client. Raises WireError."""
-    request = _parse(pb.ModelInferRequest, message, RAW_INPUTS, INPUTS)
+    request, raws = _apart(message)
     frame_id, inputs = request.id, request.inputs
     if len(frame_id) > MAX_ID:
         raise WireError(f"expected an id of at most {MAX_ID} characters, got {len(frame_id)}")
@@ -115,7 +115,7 @@ def unpack_request(message: bytes) -> Frame:
     if len(inputs) != 1:
         raise refuse(f"expected one input tensor, got {len(inputs)}")
     tensor = inputs[0]
-    typed, raws = tensor.HasField("contents"), request.raw_input_contents
+    typed = tensor.HasField("contents")
     if typed and raws:
         raise refuse("expected the tensor in raw_input_contents or in typed contents, got both")
     if not typed and len(raws) != 1:
@@ -128,7 +128,7 @@ def unpack_request(message: bytes) -> Frame:
     parameters = dict(request.parameters)
     payloads: tuple[bytes | memoryview, ...]
     if tensor.datatype == "FP32":
-        raw = np.array(tensor.contents.fp32_contents, "<f4").tobytes() if typed else raws[0]
+        raw: bytes | memoryview = np.array(tensor.contents.fp32_contents, "<f4").tobytes() if typed else raws[0]
         codec, size = "identity", 4
         for n in shape:
             if not 1 <= n <= len(raw):
@@ -385,7 +385,7 @@ def _varint(n: int) -> bytes:
     return bytes(out)
 
 
-def split_bytes_elements(raw: bytes, count: int, refuse: Callable[[str], WireError]) -> Iterator[bytes]:
+def split_bytes_elements(raw: bytes | memoryview, count: int, refuse: Callable[[str], WireError]) -> Iterator[bytes]:
     """The inverse. Raises what `refuse` makes of a text where lengths and bytes disagree."""
     at = 0
     for _ in range(count):
@@ -395,7 +395,7 @@ def split_bytes_elements(raw: bytes, count: int, refuse: Callable[[str], WireErr
         at += 4
         if size > len(raw) - at:
             raise refuse(f"expected an element of {size} bytes, got {len(raw) - at} before the end")
-        yield raw[at : at + size]
+        yield bytes(raw[at : at + size])
         at += size
     if at != len(raw):
         raise refuse(f"expected {count} elements in raw_input_contents, got {len(raw) - at} bytes more")
@@ -481,10 +481,36 @@ _Message = TypeVar("_Message", bound=Message)
 def _parse(kind: type[_Message], message: bytes, raw: int = 0, typed: int = 0) -> _Message:
     """`raw`, `typed`: the numbers of the fields that hold tensors, and tensors with contents; 0 where there is none."""
     weigh(message, raw, typed)
+    return _parsed(kind, message)
+
+
+def _parsed(kind: type[_Message], message: bytes) -> _Message:
     try:
         return kind.FromString(message)
     except DecodeError as error:
         raise WireError(f"expected a {kind.__name__}, got {len(message)} bytes that are none: {error}") from error
+
+
+def _apart(message: bytes) -> tuple[pb.ModelInferRequest, Sequence[bytes | memoryview]]:
+    """A request and its raw tensors, which of a large one are views of the message: protobuf would copy them twice.
+
+    Of a small one looking for them costs more than the copies. Raises WireError.
+    """
+    if len(message) <= MAX_LOOSE_BYTES:
+        request = _parsed(pb.ModelInferRequest, message)
+        return request, request.raw_input_contents
+    weigh(message, RAW_INPUTS, INPUTS)
+    view, at = memoryview(message), 0
+    others, raws = list[memoryview](), list[bytes | memoryview]()
+    for number, start, end in fields(message):
+        if number == RAW_INPUTS and message[at] == _RAW_INPUTS_TAG[0]:
+            raws.append(view[start:end])
+        else:
+            others.append(view[at:end])
+        at = end
+    request = _parsed(pb.ModelInferRequest, b"".join(others))
+    # protobuf lets a tag be longer than it need be
+    return request, [*raws, *request.raw_input_contents]
 
 
 def _string(parameters: _Parameters, key: str, refuse: Callable[[str], WireError]) -> str | None:

@@ -215,3 +215,36 @@ def test_metadata_and_flags_are_the_protocols_bytes() -> None:
     )  # fmt: skip
     assert oip.unpack_model_metadata(described) == metadata
     assert oip.pack_model_metadata(metadata) == described
+
+
+def test_a_large_raw_tensor_is_read_where_it_lies_and_nothing_else_of_the_request_is_lost() -> None:
+    values = np.random.default_rng(0).random((2, 3, 4000), np.float32)
+    before = field(1, "digits") + field(3, "run/phone/3") + parameter("lb_attempt", 2, 2)
+    after = tensor("latent", "FP32", 2, 3, 4000) + field(6, field(1, "label"))
+    raw = field(oip.RAW_INPUTS, values.tobytes())
+    for message in (before + after + raw, before + raw + after, raw + before + after):
+        frame = oip.unpack_request(message)
+        assert (frame.id, frame.model, frame.attempt, frame.labels_only) == ("run/phone/3", "digits", 2, True)
+        assert frame.shape == (3, 4000) and b"".join(frame.payloads) == values.tobytes()
+        assert all(isinstance(part, memoryview) and part.obj is message for part in frame.payloads), "no copy"
+
+
+@pytest.mark.parametrize("tag", [varint(oip.RAW_INPUTS << 3 | 2), bytes([oip.RAW_INPUTS << 3 | 2 | 0x80, 0])])
+def test_a_large_raw_tensor_is_found_under_a_tag_that_is_longer_than_it_need_be_and_two_are_refused(tag: bytes) -> None:
+    content = bytes(4 * 3 * 8000)
+    raw = tag + varint(len(content)) + content
+    request = tensor("latent", "FP32", 1, 3, 8000)
+    assert b"".join(oip.unpack_request(request + raw).payloads) == content
+    with pytest.raises(WireError, match="expected one entry in raw_input_contents, or typed contents, got 2"):
+        oip.unpack_request(request + raw + field(oip.RAW_INPUTS, content))
+    with pytest.raises(WireError, match=r"bytes that are none|expected a protobuf message"):
+        oip.unpack_request(request + field(6, b"\xff" * 10) + raw)
+
+
+def test_large_encoded_latents_are_bytes_of_their_own() -> None:
+    payloads = [bytes([n]) * 40_000 for n in range(3)]
+    message = (
+        parameter("lb_codec", 3, "uniform8/channel") + parameter("lb_shape", 3, "1,200,200") + tensor("latent", "BYTES", 3)
+        + field(oip.RAW_INPUTS, b"".join(map(element, payloads)))
+    )  # fmt: skip
+    assert list(oip.unpack_request(message).payloads) == payloads
