@@ -28,10 +28,14 @@ def weigh(message: bytes | memoryview, raw: int, typed: int = 0) -> None:
 
     `raw`: the number of the field with raw tensors, `typed` of that with tensors and their contents; 0: there is none.
     """
-    if len(message) <= MAX_LOOSE_BYTES:
-        return
-    loose = 0
-    for number, start, end in fields(message):
+    if len(message) > MAX_LOOSE_BYTES:
+        weighed(message, raw, typed)
+
+
+def weighed(message: bytes | memoryview, raw: int, typed: int = 0) -> list[tuple[int, int, int]]:
+    """The fields of a large message, which is no heavier than `weigh` allows. Raises WireError."""
+    parts, loose = list(fields(message)), 0
+    for number, start, end in parts:
         if number == raw:
             continue
         loose += end - start
@@ -39,6 +43,7 @@ def weigh(message: bytes | memoryview, raw: int, typed: int = 0) -> None:
             loose -= _numbers(memoryview(message)[start:end])
     if loose > MAX_LOOSE_BYTES:
         raise WireError(f"expected at most {MAX_LOOSE_BYTES} bytes outside the tensors of a message, got {loose}")
+    return parts
 
 
 def _numbers(tensor: memoryview) -> int:
@@ -80,6 +85,8 @@ def fields(message: bytes | memoryview) -> Iterator[tuple[int, int, int]]:
 
 
 def _varint(message: bytes | memoryview, at: int) -> tuple[int, int]:
+    if at < len(message) and (byte := message[at]) < 0x80:
+        return byte, at + 1
     value = 0
     for shift, byte in enumerate(message[at : at + 10]):
         value |= (byte & 0x7F) << 7 * shift

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from splitcore.errors import WireError
 from splitcore.frame import Frame, Reply
 from splitcore.wire import open_inference_pb2 as pb
-from splitcore.wire.bounds import MAX_LOOSE_BYTES, fields, weigh
+from splitcore.wire.bounds import MAX_LOOSE_BYTES, fields, weigh, weighed
 
 SERVICE = "inference.GRPCInferenceService"
 LIVE, READY, MODEL_READY = "ServerLive", "ServerReady", "ModelReady"
@@ -499,10 +499,9 @@ def _apart(message: bytes) -> tuple[pb.ModelInferRequest, Sequence[bytes | memor
     if len(message) <= MAX_LOOSE_BYTES:
         request = _parsed(pb.ModelInferRequest, message)
         return request, request.raw_input_contents
-    weigh(message, RAW_INPUTS, INPUTS)
     view, at = memoryview(message), 0
     others, raws = list[memoryview](), list[bytes | memoryview]()
-    for number, start, end in fields(message):
+    for number, start, end in weighed(message, RAW_INPUTS, INPUTS):
         if number == RAW_INPUTS and message[at] == _RAW_INPUTS_TAG[0]:
             raws.append(view[start:end])
         else:
