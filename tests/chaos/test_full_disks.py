@@ -71,13 +71,14 @@ def test_a_phone_that_cannot_write_fails_its_pass_in_words_and_goes_on_when_ther
 ) -> None:
     with small_disk(tmp_path / "client") as ballast, three_nodes(tmp_path, digits_artefact) as three:
         three.behave("full")
-        three.post("full")
+        # some seconds long, so that the disk is full before the last frame on a busy machine too
+        three.post("full", rate_hz=10)
         three.wait("full", done=6)
         fill(ballast)
         status = three.wait("full")
         assert status["state"] == "failed"
         assert "No space left on device" in status["error"]
         ballast.unlink()
-        three.post("full")
+        three.post("full", rate_hz=10)
         assert three.wait("full")["state"] == "done"
         assert three.check("full")[0] == {"label": FRAMES}

@@ -86,8 +86,10 @@ class Three:
         attacking = {"kind": "attack", "run": run, "attack": {"kind": "square"}, "threat": threat}
         self.node("adversary").put("/behaviour", attacking if attack else {"kind": "pass", "run": run})
 
-    def post(self, run: str) -> None:
-        self.node("client").post("/passes", {"run": run, "count": FRAMES, "window": 16, "load": {"kind": "offline"}})
+    def post(self, run: str, *, rate_hz: float | None = None) -> None:
+        """`rate_hz`: frames a second, as a Poisson process; None: as fast as they go."""
+        load = {"kind": "offline"} if rate_hz is None else {"kind": "server", "rate_hz": rate_hz}
+        self.node("client").post("/passes", {"run": run, "count": FRAMES, "window": 16, "load": load})
 
     def wait(self, run: str, *, done: int | None = None) -> dict[str, Any]:
         """Until the pass ended, or `done` frames have their line."""
