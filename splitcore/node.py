@@ -41,7 +41,7 @@ def _open_files() -> None:
 
 
 def keep_memory() -> None:
-    """Freed memory stays with the process, in pieces of up to 8 MiB.
+    """Freed memory stays with the process, in pieces of up to 5 MiB.
 
     glibc gives every stack of latents back at once, and fresh pages cost more than the arithmetic on them (measured: 9.4 us a
     row to quantise 1,176 elements with it, 1.6 without; a tail in torch whose activations are 4 MiB is 2.5 times slower with
@@ -52,7 +52,7 @@ def keep_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
         # larger ones than a usual stack go back at once: a flood of 8 MiB messages leaves a node as large as it was
-        libc.mallopt(_M_MMAP_THRESHOLD, 8 << 20)
+        libc.mallopt(_M_MMAP_THRESHOLD, 5 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
