@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import grpc
 
@@ -37,16 +38,12 @@ def request(number: int, payload: bytes) -> bytes:
     return oip.pack_request(Frame(id=ID % number, payloads=(payload,), codec="float16", shape=(len(payload) // 2,)))
 
 
-def _field(number: int, content: bytes) -> bytes:
-    return bytes([number << 3 | 2]) + oip._varint(len(content)) + content
-
-
 def reply(message: bytes) -> bytes:
     """A ModelInferResponse with the frame's id and as many bytes, as UINT8; no parser's time is measured at the server."""
     content = bytes(len(message) - 64)
-    shape = oip._varint(len(content))
-    tensor = _field(1, b"echo") + _field(2, b"UINT8") + _field(3, shape)
-    return message[_ID_AT.start - 2 : _ID_AT.stop] + _field(5, tensor) + _field(6, content)
+    field, shape = oip.pack_field, oip._varint(len(content))
+    tensor = field(1, b"echo") + field(2, b"UINT8") + field(3, shape)
+    return message[_ID_AT.start - 2 : _ID_AT.stop] + field(5, tensor) + field(6, content)
 
 
 class Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -60,7 +57,7 @@ class Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     async def stream(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
         async for message in messages:
-            yield _field(2, reply(message))
+            yield oip.pack_field(oip.INFER_RESPONSE, reply(message))
 
 
 class Rewriting:
@@ -83,7 +80,7 @@ class Splice(asyncio.Protocol):
         self._connecting: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.write = transport.write  # type: ignore[attr-defined]
+        self.write = cast(asyncio.Transport, transport).write
         if self._other is None:
             self._other = other = Splice(self._port, self)
             self._connecting = asyncio.ensure_future(self._connect(other))

@@ -456,7 +456,7 @@ def pack_flag(method: str, value: bool) -> bytes:
 
 def pack_padding(content: bytes) -> bytes:
     """Any request made heavier: a field that no message of the protocol has, and every reader skips."""
-    return b"".join((bytes([PADDING << 3 | 2]), _varint(len(content)), content))
+    return pack_field(PADDING, content)
 
 
 def pack_field(number: int, content: bytes) -> bytes:
