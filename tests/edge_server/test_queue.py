@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_server.batch import Done
+from edge_server.batcher import MAX_SLIP, Batcher
 from edge_server.forecast import Line
 from edge_server.policy import BatchSettings, QueuePolicy, policy_of
 from edge_server.queue import BatchQueue, Job
@@ -203,6 +205,25 @@ def test_where_forecasts_fell_short_lately_more_time_is_asked_for():
     one = job("in time", 4, timeout_us=660)
     queue.put(one, 0, LINE, lambda: 40.0 * US, 1.2)
     assert one.promised_ns == 540 * US, "what it is compared with later is the forecast itself"
+
+
+async def test_a_batcher_remembers_for_a_while_by_how_much_its_forecasts_fell_short():
+    clock = [0]
+    batcher = Batcher(BatchSettings(), lambda taken: Done(), now_ns=lambda: clock[0])
+
+    def answered(promised_us: float, took_us: float) -> float:
+        one = job("a", 1)
+        one.promised_ns, clock[0] = int(one.received_ns + promised_us * US), int(one.received_ns + took_us * US)
+        batcher.left(one)
+        return batcher.slip
+
+    assert answered(100, 80) == 1.0, "sooner than promised promises nothing"
+    assert answered(100, 120) == pytest.approx(1.2)
+    assert 1.19 < answered(100, 90) < 1.2
+    assert answered(100, 900) == MAX_SLIP, "one stall should not refuse everybody"
+    for _ in range(2000):
+        answered(100, 90)
+    assert batcher.slip == pytest.approx(1.0, abs=1e-3)
 
 
 def test_a_batch_ends_where_one_more_would_make_another_late():
