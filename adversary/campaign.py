@@ -43,8 +43,12 @@ MIN_ROWS = 32
 """of a request, where so many wait: smaller ones cost the server more than they save in waiting"""
 FULL_ROWS = 96
 """of a request from which on more rows save the server nothing: such a one waits for no company"""
+LARGE_BYTES = 256 << 10
+"""of a session's ask, from which on it is placed by itself"""
 MAX_REQUEST_BYTES = 8 << 20
 """of payloads, whatever `max_rows` says: half of what a message may hold"""
+STACK_MIB = 32
+"""for `keep_memory`: the asks of several sessions, stacked, are larger than anything else that a node holds for a moment"""
 BACKOFF_S = 0.1
 REJECTED_ROW = -1
 """the label of a row that a detector rejected"""
@@ -276,8 +280,13 @@ class Campaign:
 
     def _dispatch(self) -> None:
         """Fills the free places among the requests in flight, with about equal shares of the rows that wait."""
-        while self._ready and (free := self._in_flight - len(self._out) - len(self._waiting)) > 0:
+        while self._ready and (free := self._free) > 0:
             self._send_batch(min(max(-(-self._waiting_rows() // free), MIN_ROWS), self._max_rows))
+
+    @property
+    def _free(self) -> int:
+        """Requests that may be sent before one of those on their way is answered."""
+        return self._in_flight - len(self._out) - len(self._waiting)
 
     def _waiting_rows(self) -> int:
         return sum(len(member.session.asked.points) for member in self._ready if not member.session.finished)
@@ -298,17 +307,24 @@ class Campaign:
         self._ready.extendleft(reversed(others))
         if not members:
             return
-        asked = _stack(members)
-        if not all_finite(asked):
-            sound = self._sound(members)
-            if not sound:
-                return
-            members, asked = sound, _stack(sound)
-        payloads = self._place(members, asked)
+        # small asks share one pass over all of them; of large ones a copy would cost more than a pass for each
+        large = sum(member.session.asked.points.nbytes for member in members) > LARGE_BYTES * len(members)
+        payloads, sound = list[bytes](), list[_Member]()
+        for company in [[member] for member in members] if large else [members]:
+            asked = _stack(company)
+            if not all_finite(asked):
+                company = self._sound(company)
+                if not company:
+                    continue
+                asked = _stack(company)
+            payloads += self._place(company, asked)
+            sound += company
+        if not sound:
+            return
         most = max(1, min(self._max_rows, MAX_REQUEST_BYTES // max(1, max(map(len, payloads)))))
         pieces: list[Piece] = []
         room, first = most, 0
-        for member in members:
+        for member in sound:
             ask = member.session.asked
             left = len(ask.points)
             member.pieces = []
@@ -346,13 +362,18 @@ class Campaign:
         ends = list(itertools.accumulate(counts))
         spans = list(zip([0, *ends], ends, strict=False))
         stack = space.snap(asked)
-        offsets = np.empty_like(stack)
-        for session, (first, end) in zip(sessions, spans, strict=True):
-            np.subtract(stack[first:end], session.ball.centre, out=offsets[first:end])
-        distance = sessions[0].ball.lengths(offsets)
+        if len(sessions) == 1:
+            distance = sessions[0].ball.distance(stack)
+        else:
+            offsets = np.empty_like(stack)
+            for session, (first, end) in zip(sessions, spans, strict=True):
+                np.subtract(stack[first:end], session.ball.centre, out=offsets[first:end])
+            distance = sessions[0].ball.lengths(offsets)
         reach = np.repeat(np.array([session.ball.reach for session in sessions], np.float32), counts)
         rounding = np.repeat(np.array([session.rounding for session in sessions], np.float32), counts)
         doubts = np.logical_or.reduceat(doubtful(distance, reach, rounding), [0, *ends[:-1]]).tolist()
+        if any(doubts) and np.may_share_memory(stack, asked):
+            stack = stack.copy()  # some of it will be pulled back, and what the attack asked stays as it wrote it
         for session, (first, end), doubt in zip(sessions, spans, doubts, strict=True):
             session.place(stack[first:end], None if doubt else distance[first:end])
         payloads = space.encode(stack)
@@ -425,8 +446,6 @@ class Campaign:
             self._ledger.answered(frame.id, frame.attempt)
             self._measure(request)
         self._hand_out(request, rows)
-        if self._waiting_rows() >= FULL_ROWS:
-            self._dispatch()  # the server has a place free: no need to look at the next answer before
 
     def _again(self, request: _Request, failure: Exception) -> bool:
         """Whether the request will be sent once more: the link failed, and somebody still waits for it."""
@@ -450,6 +469,8 @@ class Campaign:
             member = piece.member
             if member is not None and not member.session.finished and member.whole:
                 self._step(member, lambda member=member: self._tell(member))  # type: ignore[misc]
+                if self._free > 0 and self._waiting_rows() >= FULL_ROWS:
+                    self._dispatch()  # the server need not wait until all of these have thought of what they ask next
 
     def _measure(self, request: _Request) -> None:
         """The first answers tell what a row costs, pings what a round trip does; before the first search begins."""
@@ -473,7 +494,9 @@ class Campaign:
 
 
 def _stack(members: list[_Member]) -> F32:
-    """What they ask, one after the other [k, *shape]."""
+    """What they ask, one after the other [k, *shape]; the very points of one that asks alone."""
+    if len(members) == 1:
+        return np.ascontiguousarray(members[0].session.asked.points, np.float32)
     return np.concatenate([member.session.asked.points for member in members], dtype=np.float32)
 
 

@@ -20,7 +20,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adversary.campaign import Done
+from adversary.campaign import STACK_MIB, Done
 from adversary.engine import Job
 from adversary.ledger import Ledger
 from adversary.session import Outcome
@@ -67,7 +67,7 @@ def _work(place: Place, behaviour: AttackBehaviour, number: int, pipe: Connectio
 
     # a terminal's Ctrl-C reaches the whole group; the parent ends its workers in order
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    keep_memory()
+    keep_memory(STACK_MIB)
     lock = threading.Lock()
 
     def tell(message: object) -> None:

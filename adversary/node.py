@@ -9,6 +9,7 @@ from pathlib import Path
 
 from adversary.addons.attacker import Attacker
 from adversary.behaviour import PassBehaviour, Workshop
+from adversary.campaign import STACK_MIB
 from adversary.control import build_control
 from adversary.ledger import Ledger
 from adversary.live import live_adversary
@@ -103,7 +104,7 @@ async def run(
     """Serves until SIGTERM or SIGINT. Raises LatentbedError, OSError, ValueError before it is ready."""
     check_target(upstream, allow)
     begin(state)
-    keep_memory()
+    keep_memory(STACK_MIB)
     stop = asyncio.Event()
     on_end(stop.set)
     with contextlib.ExitStack() as closing:

@@ -138,12 +138,17 @@ class Record:
                 **({"template": frame.template.hex()} if frame.template else {}),
             }
         )  # fmt: skip
-        size = sum(map(len, frame.payloads))
-        data = b"".join((_HEAD.pack(_MAGIC, len(head), size), head, *frame.payloads))
-        if slot not in self._slots or len(self._slots[slot]) < len(data):
-            self._slots[slot] = self._mapped(slot, len(data))
-        # into the page cache, which outlives the process, without a system call between two requests
-        self._slots[slot][: len(data)] = data
+        parts = (head, *frame.payloads)
+        size = sum(map(len, parts))
+        if slot not in self._slots or len(self._slots[slot]) < _HEAD.size + size:
+            self._slots[slot] = self._mapped(slot, _HEAD.size + size)
+        # into the page cache, which outlives the process, without a system call between two requests; the magic comes last
+        mapped, at = self._slots[slot], _HEAD.size
+        mapped[: _HEAD.size] = bytes(_HEAD.size)
+        for part in parts:
+            mapped[at : at + len(part)] = part
+            at += len(part)
+        mapped[: _HEAD.size] = _HEAD.pack(_MAGIC, len(head), size - len(head))
         return slot
 
     def _mapped(self, slot: int, size: int) -> mmap.mmap:

@@ -74,6 +74,10 @@ def absolute_eps(threat: ThreatModel, scale: Scale) -> float:
     return threat.eps * unit
 
 
+AT_ONCE = 1 << 20
+"""bytes of offsets that are measured at once: more would leave the processor's cache, and want fresh pages"""
+
+
 class Ball(ABC):
     """All points within `eps` of `centre` [*shape], and within the box [lo, hi] (bounds broadcast; infinite: none)."""
 
@@ -95,7 +99,11 @@ class Ball(ABC):
 
     def distance(self, points: F32) -> NDArray[np.float32]:
         """Of each of [k, *shape] from the centre, [k]."""
-        return self.lengths(points - self.centre)
+        some = max(1, AT_ONCE // max(1, self.centre.nbytes))
+        if len(points) <= some:
+            return self.lengths(points - self.centre)
+        parts = [self.lengths(points[at : at + some] - self.centre) for at in range(0, len(points), some)]
+        return np.concatenate(parts)
 
     @abstractmethod
     def project(self, points: F32) -> F32:
