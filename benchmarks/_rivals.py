@@ -45,9 +45,7 @@ def _asking(server: Server, target: str | None) -> Iterator[Asker]:
     oracle.close()
 
 
-def art(
-    server: Server, name: str, make: Callable[[Any], Any], *, n: int, target: str | None = None, linf: bool = False
-) -> Rival:
+def art(server: Server, name: str, make: Callable[[Any], Any], *, n: int, target: str | None = None, seed: int = 0) -> Rival:
     """An ART attack on the first n samples; `make` gets the classifier."""
     from art.estimators.classification import BlackBoxClassifierNeuralNetwork
 
@@ -56,7 +54,7 @@ def art(
             lambda x: asker(_latents(server, x)), server.latents.shape[1:], len(server.artefact.manifest.classes),
             clip_values=(0.0, 1.0), channels_first=True,
         )  # fmt: skip
-        np.random.seed(0)
+        np.random.seed(seed)
         attack = make(classifier)
         x = _unit(server)[:n]
         start = time.perf_counter()

@@ -181,7 +181,7 @@ class Run:
 
 def attack(
     server: Server, kind: Attack, threat: ThreatModel, *, n: int = 64, target: str | None = None,
-    in_flight: int = IN_FLIGHT, sections: Sections = 2,
+    in_flight: int = IN_FLIGHT, sections: Sections = 2, seed: int = 0,
 ) -> Run:  # fmt: skip
     """Our campaign, with the record that lets it survive SIGKILL, from the first submission to the last outcome."""
     run = f"bench-{kind.kind}-{os.urandom(3).hex()}"
@@ -204,7 +204,7 @@ def attack(
 
         for number, payload in enumerate(payloads):
             space = WireSpace(payload, server.codec, server.artefact.latent.std)
-            sessions.append(Session(f"{run}/bench/{number}", space, kind, threat, rng=np.random.default_rng([0, number])))
+            sessions.append(Session(f"{run}/bench/{number}", space, kind, threat, rng=np.random.default_rng([seed, number])))
             campaign.submit(sessions[-1], done)
         curve: list[tuple[float, list[float]]] = []
         left = n

@@ -29,12 +29,15 @@ from adversary.attacks.nattack import NAttack  # noqa: E402
 from adversary.attacks.nes import NES  # noqa: E402
 from adversary.attacks.signopt import SignOPT  # noqa: E402
 from adversary.attacks.square import Square  # noqa: E402
+from adversary.campaign import STACK_MIB  # noqa: E402
 from benchmarks import _rivals as rivals  # noqa: E402
 from benchmarks._server import SHAPES, Run, Server, attack, capacity, delayed, serve  # noqa: E402
 from splitcore.data import data_folder  # noqa: E402
 from splitcore.node import keep_memory  # noqa: E402
 from splitcore.threat import Norm, ThreatModel  # noqa: E402
 
+ROUNDS = 3
+"""HopSkipJump and ART's, each on all 64 samples and each with a seed of its own; the round with the median ratio counts"""
 NEVER = 1e-9
 """a radius that nothing reaches: the budget is spent, and the distance of the nearest is what counts"""
 console = Console(width=132)
@@ -127,25 +130,34 @@ def _ours(name: str, run: Run) -> tuple[str, ...]:
 
 
 def faster(book: Book, server: Server, run: Run, rival: rivals.Rival, bar: float | None, what: str) -> str:
-    """How much sooner all our 64 samples had the rival's median distance, on the samples that the rival attacked."""
+    """`sooner`, noted and for the table."""
+    return book.ratio(f"{server.name} {what}: wall time to the median distance of {rival.name}", sooner(run, rival), bar)
+
+
+def sooner(run: Run, rival: rivals.Rival) -> float:
+    """How much sooner all our 64 samples had the rival's median distance, on the samples that the rival attacked; 0: never."""
     seconds = run.seconds_to(rival.distance, slice(0, rival.n))
-    ratio = 0.0 if seconds is None else rival.wall_of_64_s / seconds
-    return book.ratio(f"{server.name} {what}: wall time to the median distance of {rival.name}", ratio, bar)
+    return 0.0 if seconds is None else rival.wall_of_64_s / seconds
 
 
 def distances(book: Book, server: Server) -> None:
-    """Wall time to the same median distance, 64 samples; theirs in proportion where one sample is enough to wait for."""
+    """Wall time to the same median distance, 64 samples; theirs in proportion where a few are enough to wait for."""
     from art.attacks.evasion import BoundaryAttack, SignOPTAttack
     from art.attacks.evasion import HopSkipJump as ArtHopSkipJump
     from foolbox.attacks import BoundaryAttack as FoolboxBoundary
     from foolbox.attacks import HopSkipJumpAttack
 
-    hsj = attack(server, HopSkipJump(), threat(server, "l2", NEVER, 6000), sections="auto")
-    small = attack(server, HopSkipJump(initial_probes=60), threat(server, "l2", NEVER, 6000), sections="auto")
-    sign = attack(server, SignOPT(), threat(server, "l2", NEVER, 6000), sections="auto")
     quiet = {"verbose": False}
-    art_hsj = rivals.art(server, "HopSkipJump(20, 1000)", lambda c: ArtHopSkipJump(
-        c, norm=2, max_iter=20, max_eval=1000, init_eval=100, batch_size=256, **quiet), n=24)  # fmt: skip
+    rounds: list[tuple[rivals.Rival, Run, Run]] = []
+    for seed in range(ROUNDS):  # in turns: what the machine does meanwhile, and the luck of a seed, are in all three
+        rounds.append((
+            rivals.art(server, "HopSkipJump(20, 1000)", lambda c: ArtHopSkipJump(
+                c, norm=2, max_iter=20, max_eval=1000, init_eval=100, batch_size=256, **quiet), n=64, seed=seed),
+            attack(server, HopSkipJump(), threat(server, "l2", NEVER, 6000), sections="auto", seed=seed),
+            attack(server, HopSkipJump(initial_probes=60), threat(server, "l2", NEVER, 6000), sections="auto", seed=seed),
+        ))  # fmt: skip
+    art_hsj, hsj, small = sorted(rounds, key=lambda found: sooner(found[1], found[0]))[ROUNDS // 2]
+    sign = attack(server, SignOPT(), threat(server, "l2", NEVER, 6000), sections="auto")
     art_sign = rivals.art(server, "SignOPT(5000)", lambda c: SignOPTAttack(
         c, targeted=False, query_limit=5000, eval_perform=False, **quiet), n=3)  # fmt: skip
     art_boundary = rivals.art(server, "Boundary(200)", lambda c: BoundaryAttack(
@@ -153,7 +165,8 @@ def distances(book: Book, server: Server) -> None:
     fb_hsj = rivals.foolbox(server, "HopSkipJump(10, 1000)", HopSkipJumpAttack(steps=10, max_gradient_eval_steps=1000), n=64)
     fb_boundary = rivals.foolbox(server, "Boundary(1000)", FoolboxBoundary(steps=1000), n=64)
     side_by_side(
-        f"{server.name}: wall time to the same median distance, loopback",
+        f"{server.name}: wall time to the same median distance, loopback; HopSkipJump's ratios "
+        + ", ".join(f"{sooner(ours, theirs):.1f}" for theirs, ours, _ in rounds),
         [
             _ours(f"hopskipjump, {hsj.sections} sections", hsj),
             _ours("hopskipjump from 60 probes", small),
@@ -235,7 +248,7 @@ def main(parts: Sequence[str]) -> None:
     if unknown:
         sys.exit(f"expected parts of {', '.join(PARTS)}, got {', '.join(unknown)}")
     wanted = parts or PARTS
-    keep_memory()
+    keep_memory(STACK_MIB)
     book = Book()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -255,7 +268,8 @@ def main(parts: Sequence[str]) -> None:
                 with serve("cifar10-resnet20-stage1", folder) as resnet:
                     capacity(resnet, 64, labels_only=False)
                     every = [(kind(), norm, 0.9) for kind in ATTACKS for norm in kind.norms if kind.feedback != "none"]
-                    throughput(book, resnet, every, 100, repeats=1)
+                    attack(resnet, NES(), threat(resnet, "l2", NEVER, 100))  # as much memory as any: new pages are slow
+                    throughput(book, resnet, every, 100, repeats=3)
             else:
                 console.print(f"resnet: no weights in {data_folder(None)}, not measured; set LATENTBED_DATA")
     out = ROOT / "benchmarks" / "results" / "attacks.json"
