@@ -35,11 +35,11 @@ class Journal:
             return
         option = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
         lines = [orjson.dumps(row, option=option) for row in rows]
-        view = memoryview(b"".join([b"\n", *lines] if self._torn else lines))
-        while view:
-            written = os.write(self._fd, view)
-            self._torn = view[written - 1] != 0x0A if written else self._torn
-            view = view[written:]
+        data = lines[0] if len(lines) == 1 and not self._torn else b"".join([b"\n", *lines] if self._torn else lines)
+        while data:
+            written = os.write(self._fd, data)
+            self._torn = data[written - 1] != 0x0A if written else self._torn
+            data = data[written:]
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -70,12 +70,11 @@ def data(stream: int, content: bytes | bytearray | memoryview, largest: int, end
     return frames
 
 
-def word(payload: memoryview, what: str) -> int:
-    """The 31 bits of a WINDOW_UPDATE, or the code of an RST_STREAM. Raises H2Error."""
-    if len(payload) != 4:
-        raise H2Error(FRAME_SIZE_ERROR, f"expected 4 bytes in a {what} frame, got {len(payload)}")
-    value: int = _WORD.unpack(payload)[0]
-    return value
+def word(frame: memoryview, what: str) -> int:
+    """The 32 bits of a whole WINDOW_UPDATE or RST_STREAM frame. Raises H2Error."""
+    if len(frame) != HEADER.size + 4:
+        raise H2Error(FRAME_SIZE_ERROR, f"expected 4 bytes in a {what} frame, got {len(frame) - HEADER.size}")
+    return int.from_bytes(frame[HEADER.size :])
 
 
 def settings(payload: memoryview) -> Iterator[tuple[int, int]]:

@@ -16,7 +16,6 @@ from adversary.relay.outflow import Outflow
 from adversary.relay.passage import Books, Passage
 from adversary.relay.stream import Stream, Turn, Way
 from splitcore.telemetry.clock import now_ns
-from splitcore.wire import glance
 from splitcore.wire.glance import Glance
 
 log = logging.getLogger(__name__)
@@ -43,9 +42,12 @@ class Hooks(Outflow):
         wanted = call.answering if lane.index == ANSWER else self._keeps(addon)
         seen = stream.watched.got if lane.index == ASK else stream.watched.put
         if not wanted:
-            if lane.index == ASK and call.at_a_glance(addon) and reader.begins(payload, glance.request):
-                return None
-            if (message := reader.skim(payload)) is not None:
+            message = None
+            if lane.index == ASK and call.at_a_glance(addon):
+                message = reader.glimpse(payload, self._books.glance)
+            if message is None:
+                message = reader.skim(payload)
+            if message is not None:
                 if message:
                     seen(size_of(message))
                     self._tap(lane, stream, message)

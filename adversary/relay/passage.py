@@ -26,7 +26,7 @@ from splitcore.telemetry.frame_spans import RELAY
 from splitcore.telemetry.spans import Telemetry
 from splitcore.wire import glance, oip
 from splitcore.wire.form import Form
-from splitcore.wire.glance import Glance
+from splitcore.wire.glance import Glance, Glancer
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class Books:
     correlates: bool = True
     """whether answers of the server's streams say by their ids whom they answer"""
     names: Names = field(default_factory=Names)
+    glance: Glancer = field(default_factory=Glancer)
 
 
 class Passage:
@@ -157,7 +158,7 @@ class Call:
         if isinstance(message, Glance):
             return Passage(books, addon, message.frame, message.payload_bytes)
         with contextlib.suppress(WireError):
-            if message is not None and self.at_a_glance(addon) and (seen := glance.request(message)) is not None:
+            if message is not None and self.at_a_glance(addon) and (seen := books.glance(message)) is not None:
                 return Passage(books, addon, seen.frame, seen.payload_bytes)
             frame = None if message is None else books.form.unpack_request(message)
         if frame is None:

@@ -230,7 +230,7 @@ class Splice(Hooks):
         self.streams[number] = stream
 
     def _reset(self, lane: Lane, number: int, _: int, __: int, frame: memoryview) -> Out | None:
-        code = h2.word(frame[9:], "RST_STREAM")
+        code = h2.word(frame, "RST_STREAM")
         stream = self.streams.get(number)
         if stream is None:
             return [] if number in self._cut else None
@@ -268,7 +268,7 @@ class Splice(Hooks):
         return [h2.pack_settings([(h2.HEADER_TABLE_SIZE, 0), *rest]), *lane.settled()]
 
     def _window_update(self, lane: Lane, number: int, _: int, __: int, frame: memoryview) -> Out | None:
-        n = h2.word(frame[9:], "WINDOW_UPDATE") & MAX_WINDOW
+        n = h2.word(frame, "WINDOW_UPDATE") & MAX_WINDOW
         towards = self.lanes[1 - lane.index]
         if not number:
             if towards.window.even:

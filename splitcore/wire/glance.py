@@ -13,6 +13,8 @@ from splitcore.frame import Frame
 from splitcore.wire.oip import ATTEMPT_KEY, MAX_ATTEMPT, MAX_ID, MAX_ROWS, RAW_INPUTS
 
 MAX_FIELDS = 4096
+LAYOUTS, LAYOUT_BYTES = 8, 1024
+"""that are remembered, the newest first, and bytes of one"""
 _ATTEMPT = b"\x0a" + bytes([len(ATTEMPT_KEY)]) + ATTEMPT_KEY.encode() + b"\x12"
 """how the parameter's entry begins: its key, then its value"""
 
@@ -27,34 +29,79 @@ class Glance(NamedTuple):
     """of the message"""
 
 
-def request(message: bytes, size: int | None = None) -> Glance | None:
-    """None: it is not that simple, `oip.unpack_request` is to say what it is.
+class _Layout(NamedTuple):
+    """Of a message with one id, less than 128 bytes long, and its tensor last: all but the id and what is in the tensor."""
 
-    `size`: of the message whose beginning this is. It is enough where all that is lacking is the rest of the tensor.
-    """
-    size = len(message) if size is None else size
-    name, attempt, rows, datatype, raw, inputs, raws = b"", 0, 0, b"", 0, 0, 0
-    try:
-        for number, start, end in _fields(message, 0, len(message), size, RAW_INPUTS):
-            if number == 3:
-                name = message[start:end]
-            elif number == 4:
-                if message.startswith(_ATTEMPT, start, end):
-                    attempt = _attempt(message, start + len(_ATTEMPT), end)
-            elif number == 5:
-                inputs += 1
-                rows, datatype = _tensor(message, start, end)
-            elif number == RAW_INPUTS:
-                raws += 1
-                raw = end - start
-        text = name.decode()
-    except (WireError, UnicodeDecodeError):
-        return None
-    simple = inputs == raws == 1 and 1 <= rows <= MAX_ROWS and 1 <= attempt <= MAX_ATTEMPT and datatype in (b"BYTES", b"FP32")
-    if not simple or not 0 < len(text) <= MAX_ID:
-        return None
-    frame = Frame(id=text, payloads=(b"",) * rows, shape=(), attempt=attempt)
-    return Glance(frame, max(0, raw - 4 * rows) if datatype == b"BYTES" else raw, size)
+    head: bytes
+    """up to the id's length"""
+    tail: bytes
+    """from behind the id to the tensor's first byte"""
+    raw: int
+    """bytes of the tensor"""
+    frame: Frame
+    payload_bytes: int
+
+
+class Glancer:
+    """Glances at the messages of clients who send one after the other: what is as it was in one of the last few is compared and
+    not read again, and that is all but ids and tensors."""
+
+    def __init__(self) -> None:
+        self._known: list[_Layout] = []
+
+    def __call__(self, message: bytes, size: int | None = None) -> Glance | None:
+        """None: it is not that simple, `oip.unpack_request` is to say what it is.
+
+        `size`: of the message whose beginning this is. It is enough where all that is lacking is the rest of the tensor.
+        """
+        size = len(message) if size is None else size
+        for head, tail, raw, frame, payload_bytes in self._known:
+            at = len(head)
+            if len(message) > at and message.startswith(head):
+                end = at + 1 + message[at]
+                if message.startswith(tail, end) and end + len(tail) + raw == size and at + 1 < end <= at + 0x80:
+                    try:
+                        name = message[at + 1 : end].decode()
+                    except UnicodeDecodeError:
+                        return None
+                    return Glance(_named(name, frame.rows, frame.attempt), payload_bytes, size)
+        return self._read(message, size)
+
+    def _read(self, message: bytes, size: int) -> Glance | None:
+        names: list[tuple[int, int]] = []
+        attempt, rows, datatype, inputs, raws = 0, 0, b"", 0, list[tuple[int, int]]()
+        try:
+            fields = _fields(message, 0, len(message), size, RAW_INPUTS)
+            for number, start, end in fields:
+                if number == 3:
+                    names.append((start, end))
+                elif number == 4:
+                    if message.startswith(_ATTEMPT, start, end):
+                        attempt = _attempt(message, start + len(_ATTEMPT), end)
+                elif number == 5:
+                    inputs += 1
+                    rows, datatype = _tensor(message, start, end)
+                elif number == RAW_INPUTS:
+                    raws.append((start, end))
+            first, last = names[-1] if names else (0, 0)
+            name = message[first:last].decode()
+        except (WireError, UnicodeDecodeError):
+            return None
+        simple = inputs == len(raws) == 1 and 1 <= rows <= MAX_ROWS and 1 <= attempt <= MAX_ATTEMPT
+        if not simple or datatype not in (b"BYTES", b"FP32") or not 0 < len(name) <= MAX_ID:
+            return None
+        [(start, end)] = raws
+        raw = end - start
+        payload_bytes = max(0, raw - 4 * rows) if datatype == b"BYTES" else raw
+        frame = _named(name, rows, attempt)
+        if len(names) == 1 and message[first - 1] == last - first and end == size and last <= start <= LAYOUT_BYTES:
+            self._known.insert(0, _Layout(message[: first - 1], message[last:start], raw, frame, payload_bytes))
+            del self._known[LAYOUTS:]
+        return Glance(frame, payload_bytes, size)
+
+
+def _named(name: str, rows: int, attempt: int) -> Frame:
+    return Frame(id=name, payloads=(b"",) * rows, shape=(), attempt=attempt)
 
 
 def answer(message: bytes) -> tuple[str, str | None] | None:
@@ -125,12 +172,12 @@ def _fields(message: bytes, at: int, end: int, size: int = 0, last: int = 0) -> 
                 tag, at = _varint(message, at - 1)
             kind, start = tag & 7, at
             if kind == 2:
-                size = message[at]
+                length = message[at]
                 at += 1
-                if size > 0x7F:
-                    size, at = _varint(message, at - 1)
+                if length > 0x7F:
+                    length, at = _varint(message, at - 1)
                 start = at
-                at += size
+                at += length
             elif kind == 0:
                 while message[at] > 0x7F:
                     at += 1
