@@ -32,6 +32,8 @@ CODES = list(grpc.StatusCode)
 LIMIT = 64 << 20
 CORE = "Internal error from Core"
 """what a grpc.aio client says when a call ends while it writes, whatever the status was (grpc#36066)"""
+LOCAL = "Locally cancelled by application!"
+"""what it says when it cancelled a call by itself: also where one ended while an iterator's last message was sent"""
 
 
 @dataclass
@@ -139,8 +141,8 @@ def begin(channel: grpc.aio.Channel, kind: str, **options: Any) -> Any:
     return channel.unary_unary(SERVICE + kind)(b"a", **options)
 
 
-async def one(channel: grpc.aio.Channel, rng: random.Random) -> tuple[str, grpc.StatusCode, grpc.StatusCode]:
-    """(what, the status that it should have, the one that it had) of a call."""
+async def one(channel: grpc.aio.Channel, rng: random.Random) -> tuple[str, grpc.StatusCode, grpc.StatusCode, str]:
+    """(what, the status that it should have, the one that it had, its details) of a call."""
     what = rng.choice(("status", "status", "unknown", "cancelled", "late"))
     kind = rng.choice(KINDS)
     match what:
@@ -165,11 +167,11 @@ async def one(channel: grpc.aio.Channel, rng: random.Random) -> tuple[str, grpc.
                 pass
         else:
             await call
-    code = await call.code()
-    if code is grpc.StatusCode.INTERNAL and CORE in (await call.details() or ""):
-        # the client's own race, with or without a relay: the status was lost in its library
+    code, details = await call.code(), await call.details() or ""
+    if (code is grpc.StatusCode.INTERNAL and CORE in details) or (code is grpc.StatusCode.CANCELLED and details == LOCAL):
+        # the client's own races, with or without a relay: the status was lost in its library
         code = wanted
-    return f"{what} {kind}", wanted, code
+    return f"{what} {kind}", wanted, code, details
 
 
 async def wrong_statuses(target: str, calls: int, at_once: int = 16, seed: int = 0) -> Counter[str]:
@@ -181,18 +183,18 @@ async def wrong_statuses(target: str, calls: int, at_once: int = 16, seed: int =
 
         async def caller() -> None:
             for _ in left:
-                what, wanted, got = await one(channel, rng)
+                what, wanted, got, details = await one(channel, rng)
                 if got is not wanted:
-                    wrong[f"{what}: expected {wanted.name}, got {got.name}"] += 1
+                    wrong[f"{what}: expected {wanted.name}, got {got.name}: {details}"] += 1
 
         await asyncio.gather(*(caller() for _ in range(at_once)))
     return wrong
 
 
-async def main(calls: int) -> int:
+async def main(calls: int, seed: int = 0) -> int:
     with tempfile.TemporaryDirectory() as folder:
         async with relayed(Path(folder), TestService()) as between:
-            wrong = await wrong_statuses(between.target, calls)
+            wrong = await wrong_statuses(between.target, calls, seed=seed)
     print(f"{sum(wrong.values())} wrong statuses in {calls} calls")
     for what, count in wrong.most_common():
         print(f"{count:6} {what}")
@@ -201,4 +203,4 @@ async def main(calls: int) -> int:
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        sys.exit(runner.run(main(int(sys.argv[1]))))
+        sys.exit(runner.run(main(*map(int, sys.argv[1:]))))
