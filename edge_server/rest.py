@@ -35,6 +35,8 @@ from splitcore.wire.channel import MAX_MESSAGE_BYTES
 LARGE_BODIES = {re.compile(rf"{UNDER_V2}models/[^/]+(/versions/[^/]+)?/infer"): MAX_MESSAGE_BYTES}
 """paths whose bodies may be as large as a gRPC message"""
 WORTH_COMPRESSING = 1 << 10
+GONE = 499
+"""nginx's status of a request whose client closed its connection; for the log, if there is one"""
 
 _STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -224,7 +226,10 @@ def add_rest(app: FastAPI, service: InferenceService, with_token: Any) -> None:
         message, binary = json_tensors.read_request(body, None if said is None else int(said), name, version)
         peer = "" if request.client is None else f"http {request.client.host}:{request.client.port}"
         who = service.access.bearer(request.headers.get("authorization"), peer)
-        job, outcome = await service.infer(message, holder(request), received_ns, who=who)
+        asking = asyncio.ensure_future(service.infer(message, holder(request), received_ns, who=who))
+        if not await _stays(request, asking):
+            return Response(status_code=GONE)  # nobody reads it
+        job, outcome = asking.result()
         if isinstance(outcome, Refused):
             return _refusal(request, outcome)
         assert isinstance(outcome, Reply) and job is not None
@@ -246,6 +251,17 @@ def add_rest(app: FastAPI, service: InferenceService, with_token: Any) -> None:
         routes.add_api_route(f"{of}/stats", statistics, methods=["GET"], dependencies=[of_statistics])
         routes.add_api_route(f"{of}/infer", infer, methods=["POST"], openapi_extra=_INFERENCE)
     app.include_router(routes)
+
+
+async def _stays(request: Request, asking: asyncio.Future[Any]) -> bool:
+    """Whether the client is still there when that is done; it is cancelled when the client goes before."""
+    leaving = asyncio.ensure_future(request.receive())  # behind a body comes the end of the connection and nothing else
+    try:
+        await asyncio.wait((asking, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return asking.done()
+    finally:
+        leaving.cancel()
+        asking.cancel()
 
 
 def _refusal(request: Request, refusal: Refused) -> Response:

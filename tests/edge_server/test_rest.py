@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
 from splitcore.codec import fit
+from splitcore.journal import read
 from splitcore.wire.channel import MAX_MESSAGE_BYTES
 
 
@@ -187,6 +189,20 @@ def test_load_and_unload_with_the_token(start_process, served):
             client.load_model("wrong", headers=token)
         with pytest.raises(InferenceServerException, match="expected no repository name and no parameters"):
             client.load_model(served.name, config="{}", headers=token)
+
+
+def test_a_request_whose_client_has_gone_is_not_computed(start_process, served):
+    server = start_process("--max-queue-delay-microseconds", "2000000", "--grace-s", "0.2")
+    body = {"id": "gone", "inputs": [
+        {"name": "latent", "datatype": "FP32", "shape": [1, *served.spec.shape], "data": served.latents(1).ravel().tolist()},
+    ]}  # fmt: skip
+    with httpx.Client(base_url=f"http://{server.control}") as http:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"http://{server.control}/v2/models/{served.name}/infer", json=body, timeout=0.5)
+        assert http.post(f"/v2/models/{served.name}/infer", json={**body, "id": "stays"}, timeout=20).status_code == 200
+        metrics = http.get("/metrics").text
+    assert [row["id"] for row in read(server.state / "server.jsonl")] == ["stays"]
+    assert re.search(r'nv_inference_request_failure\{[^}]*reason="CANCELED"[^}]*\} 1\.0', metrics), metrics
 
 
 VALUES = st.recursive(
