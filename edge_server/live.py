@@ -1,7 +1,8 @@
-"""The edge's live page: latency by stage, throughput, queue, clients, batches, models, failures by reason."""
+"""The edge's live page: latency by stage, throughput, queue, clients, batches, models, failures by reason, detections."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from edge_server.metrics import STAGES, Metrics
@@ -92,6 +93,7 @@ def live_edge(metrics: Metrics, models: Models, pending: Callable[[], tuple[int,
                     "Refused or failed", ("reason", "requests"),
                     [(reason, count) for reason, count in failures.most_common() if count], "nothing was refused",
                 ),
+                *_detected(metrics, models),
                 Table(
                     "Calls that are open", ("client", "method", "frames in", "answers out", "for"),
                     [
@@ -104,6 +106,16 @@ def live_edge(metrics: Metrics, models: Models, pending: Callable[[], tuple[int,
         )  # fmt: skip
 
     return Live(history, look)
+
+
+def _detected(metrics: Metrics, models: Models) -> list[Table]:
+    """Where there are detectors."""
+    if all(model.computer.panel is None for model in models):
+        return []
+    detected = sum((of.detected for of in metrics.models.values()), Counter[str]())
+    rejected = sum(of.rejected_rows for of in metrics.models.values())
+    rows = [*detected.most_common(), ("in all rejected, so not computed", rejected)]
+    return [Table("Detected", ("detector", "rows"), rows if detected else [], "nothing was detected")]
 
 
 def _batches(metrics: Metrics) -> Chart:

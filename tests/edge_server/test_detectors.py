@@ -237,6 +237,8 @@ async def test_rejected_rows_are_answered_as_such_and_stand_in_log_and_metrics(s
     async with httpx.AsyncClient(base_url=f"http://{edge.server.control}", trust_env=False) as client:
         text = (await client.get("/metrics")).text
         assert f'latentbed_detected_rows{{detector="blacklight",model="{served.name}",version="1"}} 4.0' in text
+        tables = {table["title"]: table["rows"] for table in (await client.get("/live.json")).json()["tables"]}
+        assert tables["Detected"] == [["blacklight", 4], ["in all rejected, so not computed", counts.rejected_rows]]
         [detector] = (await client.get("/detectors")).json()["detectors"]
         assert detector["settings"]["kind"] == "blacklight" and detector["detected_rows"] == {f"{served.name}/1": 4}
         assert (await client.put("/detectors", json={"order": "off"})).status_code == 401
