@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 import queue
 import threading
 import time
@@ -41,13 +42,16 @@ MAX_SILENCES, MAX_REFUSALS = 3, 20
 SILENCE = "no answer in"
 MIN_ROWS = 32
 """of a request, where so many wait: smaller ones cost the server more than they save in waiting"""
+MIN_S = 0.004
+"""of the server's time in a request, where all rows that there are would be too few for two of MIN_ROWS: two that take turns
+keep the server busy"""
 FULL_ROWS = 96
 """of a request from which on more rows save the server nothing: such a one waits for no company"""
 LARGE_BYTES = 256 << 10
 """of a session's ask, from which on it is placed by itself"""
 MAX_REQUEST_BYTES = 8 << 20
 """of payloads, whatever `max_rows` says: half of what a message may hold"""
-STACK_MIB = 32
+STACK_MIB = 16
 """for `keep_memory`: the asks of several sessions, stacked, are larger than anything else that a node holds for a moment"""
 BACKOFF_S = 0.1
 REJECTED_ROW = -1
@@ -110,6 +114,10 @@ class Campaign:
         self._model = model
         self._sections: int | None = sections if sections != "auto" else None
         self._round_trip_s = 0.0
+        self._row_s = 0.0
+        """of the server's time, lately; 0: not known"""
+        self._heard_s = 0.0
+        """when the last answer came"""
         if past is not None and past.sections is not None:
             self._sections = past.sections
         self._numbers = itertools.count()
@@ -281,7 +289,10 @@ class Campaign:
     def _dispatch(self) -> None:
         """Fills the free places among the requests in flight, with about equal shares of the rows that wait."""
         while self._ready and (free := self._free) > 0:
-            self._send_batch(min(max(-(-self._waiting_rows() // free), MIN_ROWS), self._max_rows))
+            waiting, least = self._waiting_rows(), MIN_ROWS
+            if not self._out and self._row_s:
+                least = min(least, max(math.ceil(MIN_S / self._row_s), -(-waiting // 2)))
+            self._send_batch(min(max(-(-waiting // free), least), self._max_rows))
 
     @property
     def _free(self) -> int:
@@ -430,7 +441,9 @@ class Campaign:
         if request not in self._out:
             return  # an answer came twice: the second is no observation
         self._out.remove(request)
-        frame = request.frame
+        frame, now_s = request.frame, time.monotonic()
+        row_s = (now_s - max(self._heard_s, request.sent_s)) / frame.rows
+        self._heard_s, self._row_s = now_s, row_s if not self._row_s else 0.9 * self._row_s + 0.1 * row_s
         if self._tracer is not None and frame.traceparent:
             self._tracer.record(*query_spans(frame, request.pieces, request.sent_s, reply))
         if isinstance(reply, Exception) and self._again(request, reply):

@@ -44,9 +44,11 @@ class Server:
         return
 
 
-def campaign(misbehave: Misbehaviour, folder: Path, n: int = 6) -> tuple[dict[str, Outcome], list[dict[str, object]]]:
+def campaign(
+    misbehave: Misbehaviour, folder: Path, n: int = 6, max_rows: int = 4
+) -> tuple[dict[str, Outcome], list[dict[str, object]]]:
     ledger = Ledger(folder / "queries.jsonl")
-    running = Campaign(Server(misbehave), ledger, run="run", nonce="0", max_rows=4)
+    running = Campaign(Server(misbehave), ledger, run="run", nonce="0", max_rows=max_rows)
     outcomes: dict[str, Outcome] = {}
     done = threading.Semaphore(0)
 
@@ -173,6 +175,29 @@ def test_one_request_carries_the_asks_of_many_sessions(tmp_path: Path) -> None:
     assert queries == sum(row["rows"] for row in requests)
     assert queries / len(requests) > 16
     assert max(row["rows"] for row in requests) <= 256
+
+
+def test_a_few_rows_that_are_dear_go_in_two_requests_that_take_turns(tmp_path: Path) -> None:
+    """While one is computed the other's samples think of their next query: the server is never without work."""
+    n, arrived, all_clean, tail_is_free = 6, 0, threading.Condition(), threading.Lock()
+
+    def dear(frame: Frame, answered: Answered, tail: LinearTail) -> None:
+        nonlocal arrived
+        with all_clean:  # so that all begin together, as one crowd
+            arrived += frame.rows
+            all_clean.notify_all()
+            all_clean.wait_for(lambda: arrived >= n)
+        with tail_is_free:
+            time.sleep(0.002 * frame.rows)
+            reply = tail.answer(frame)
+        answered(reply)
+
+    _, rows = campaign(dear, tmp_path, n, max_rows=64)
+    out, together = 0, Counter[int]()
+    for row in rows:
+        out += 1 if row["event"] == "sent" else -1
+        together[out] += row["event"] == "sent"
+    assert together[2] > 0.5 * sum(together.values()), together
 
 
 def test_a_ledger_that_a_killed_process_left_is_closed(tmp_path: Path) -> None:
