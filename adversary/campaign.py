@@ -322,14 +322,9 @@ class Campaign:
         large = sum(member.session.asked.points.nbytes for member in members) > LARGE_BYTES * len(members)
         payloads, sound = list[bytes](), list[_Member]()
         for company in [[member] for member in members] if large else [members]:
-            asked = _stack(company)
-            if not all_finite(asked):
-                company = self._sound(company)
-                if not company:
-                    continue
-                asked = _stack(company)
-            payloads += self._place(company, asked)
-            sound += company
+            placed, encoded = self._placed(company)
+            sound += placed
+            payloads += encoded
         if not sound:
             return
         most = max(1, min(self._max_rows, MAX_REQUEST_BYTES // max(1, max(map(len, payloads)))))
@@ -349,6 +344,16 @@ class Campaign:
                     pieces, room = [], most
         if pieces:
             self._send_pieces(pieces, payloads, first)
+
+    def _placed(self, members: list[_Member]) -> tuple[list[_Member], list[bytes]]:
+        """Those that ask for numbers, and all that they ask as payloads."""
+        asked = _stack(members)
+        if not all_finite(asked):
+            members = self._sound(members)
+            if not members:
+                return [], []
+            asked = _stack(members)
+        return members, self._place(members, asked)
 
     def _sound(self, members: list[_Member]) -> list[_Member]:
         """Those that ask for numbers; the others end, each with the reason."""
@@ -441,9 +446,7 @@ class Campaign:
         if request not in self._out:
             return  # an answer came twice: the second is no observation
         self._out.remove(request)
-        frame, now_s = request.frame, time.monotonic()
-        row_s = (now_s - max(self._heard_s, request.sent_s)) / frame.rows
-        self._heard_s, self._row_s = now_s, row_s if not self._row_s else 0.9 * self._row_s + 0.1 * row_s
+        frame = request.frame
         if self._tracer is not None and frame.traceparent:
             self._tracer.record(*query_spans(frame, request.pieces, request.sent_s, reply))
         if isinstance(reply, Exception) and self._again(request, reply):
@@ -486,10 +489,13 @@ class Campaign:
                     self._dispatch()  # the server need not wait until all of these have thought of what they ask next
 
     def _measure(self, request: _Request) -> None:
-        """The first answers tell what a row costs, pings what a round trip does; before the first search begins."""
+        """What a row costs lately; by the first answer and by pings what a round trip does, before the first search begins."""
+        now_s = time.monotonic()
+        row_s = (now_s - max(self._heard_s, request.sent_s)) / request.frame.rows
+        self._heard_s, self._row_s = now_s, 0.9 * self._row_s + 0.1 * row_s if self._row_s else row_s
         if self._sections is not None:
             return
-        took_s = time.monotonic() - request.sent_s
+        took_s = now_s - request.sent_s
         row_s = max((took_s - self._round_trip_s) / request.frame.rows, 1e-6)
         self._sections = Pace(self._round_trip_s, row_s, max(1, len(self._members))).sections
         if self._record is not None:

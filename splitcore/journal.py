@@ -35,7 +35,7 @@ class Journal:
             return
         option = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
         lines = [orjson.dumps(row, option=option) for row in rows]
-        data = lines[0] if len(lines) == 1 and not self._torn else b"".join([b"\n", *lines] if self._torn else lines)
+        data = b"".join([b"\n", *lines] if self._torn else lines)
         while data:
             written = os.write(self._fd, data)
             self._torn = data[written - 1] != 0x0A if written else self._torn

@@ -42,12 +42,9 @@ class Hooks(Outflow):
         wanted = call.answering if lane.index == ANSWER else self._keeps(addon)
         seen = stream.watched.got if lane.index == ASK else stream.watched.put
         if not wanted:
-            message = None
-            if lane.index == ASK and call.at_a_glance(addon):
-                message = reader.glimpse(payload, self._books.glance)
-            if message is None:
-                message = reader.skim(payload)
-            if message is not None:
+            if lane.index == ASK and call.at_a_glance(addon) and reader.begins(payload, self._books.glance):
+                return None
+            if (message := reader.skim(payload)) is not None:
                 if message:
                     seen(size_of(message))
                     self._tap(lane, stream, message)

@@ -54,19 +54,17 @@ class Reader:
         self.kept = self._seen = False
         return kept
 
-    def glimpse(self, payload: memoryview, look: Callable[[bytes, int], Glance | None]) -> bytes | Glance | None:
-        """As `skim`, for a message that begins here and of which `look` at its beginning tells all that is wanted."""
+    def begins(self, payload: memoryview, look: Callable[[bytes, int], Glance | None]) -> bool:
+        """Whether a message begins here, and ends later, of which `look` at its beginning tells all that is wanted."""
         n, size = len(payload) - PREFIX, int.from_bytes(payload[1:PREFIX])
-        if self._missing or self._prefix or not 0 < n <= size <= MAX_MESSAGE_BYTES or payload[0]:
-            return None  # a compressed one, say
-        glance = look(bytes(payload[PREFIX : PREFIX + GLANCE_BYTES]), size)
-        if glance is None:
-            return None
+        if self._missing or self._prefix or not 0 < n < size <= MAX_MESSAGE_BYTES or payload[0]:
+            return False  # a compressed one, say
+        self._glance = look(bytes(payload[PREFIX : PREFIX + GLANCE_BYTES]), size)
+        if self._glance is None:
+            return False
         self.kept, self.compressed, self._seen = False, False, True
-        if n == size:
-            return glance
-        self._missing, self._glance = size - n, glance
-        return b""
+        self._missing = size - n
+        return True
 
     def skim(self, payload: memoryview) -> bytes | Glance | None:
         """What `feed` would say of the two usual payloads that pass, at less cost: b"" for a piece of a message, the message

@@ -168,7 +168,8 @@ async def one(channel: grpc.aio.Channel, rng: random.Random) -> tuple[str, grpc.
         else:
             await call
     code, details = await call.code(), await call.details() or ""
-    if (code is grpc.StatusCode.INTERNAL and CORE in details) or (code is grpc.StatusCode.CANCELLED and details == LOCAL):
+    by_itself = what == "late" and code is grpc.StatusCode.CANCELLED and details == LOCAL
+    if (code is grpc.StatusCode.INTERNAL and CORE in details) or by_itself:
         # the client's own races, with or without a relay: the status was lost in its library
         code = wanted
     return f"{what} {kind}", wanted, code, details
